@@ -1,0 +1,40 @@
+# Everything a newcomer needs; `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test paper-tables figures notebooks lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# torch first and pinned: on its own a package index may offer a build with gigabytes of GPU libraries
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(BIN)/.installed ## install, fetch the embedded pair, run the main job, print its table and pictures
+	$(BIN)/python run.py experiment=demo
+
+test: $(BIN)/.installed ## install and run every test
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+
+paper-tables: $(BIN)/.installed ## rebuild results/tables and results/figures from stored runs, without torch
+	$(BIN)/python -m gammatune paper-tables
+
+figures: paper-tables ## the same; pictures are in results/figures
+
+notebooks: $(BIN)/.installed ## execute the notebooks into build/notebooks
+	mkdir -p build/notebooks
+	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+
+lint: $(BIN)/.installed ## check style with ruff
+	$(BIN)/ruff check .
+
+clean: ## remove caches and build files; runs and the environment stay
+	rm -rf build .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,7 @@
+"""`python -m gammatune VERB`; see gammatune.cli."""
+
+import sys
+
+from gammatune.cli import main
+
+sys.exit(main())

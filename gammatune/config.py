@@ -1,0 +1,133 @@
+"""Typed schemas of everything a run can be told, and the one place where a composed config becomes objects.
+
+Hydra merges the YAML files over these dataclasses, so a misspelt key or a value of the wrong type is refused while
+composing; `__post_init__` refuses values out of range. All of it happens before torch is imported.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from gammatune.decoding.settings import DecodeConfig
+from gammatune.errors import UserError
+from gammatune.models.spec import DTYPES, PairConfig, one_of
+from gammatune.policies import POLICIES, Policy
+from gammatune.tasks.spec import TasksConfig
+
+RUNTIMES = ("eager",)
+
+
+@dataclass
+class RuntimeConfig:
+    """How forwards run. device: auto, cpu, cuda or cuda:N. dtype: null takes the pair's. threads: CPU threads, null for torch's choice."""
+
+    name: str = "eager"
+    device: str = "auto"
+    dtype: str | None = None
+    threads: int | None = None
+
+    def __post_init__(self):
+        one_of("runtime.name", self.name, RUNTIMES)
+        one_of("runtime.dtype", self.dtype, (None, *DTYPES))
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"runtime.threads={self.threads} must be 1 or more (or null).")
+
+
+@dataclass
+class RunConfig:
+    """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
+
+    starts: when given, each policy that has a `gamma` runs once from each of these. repetitions: passes over all
+    questions, for a spread between passes. results: folder of all runs. plan: only print what would run.
+    """
+
+    model_pair: PairConfig = field(default_factory=PairConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
+    policy: dict[str, Any] = field(default_factory=dict)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    starts: list[int] = field(default_factory=list)
+    repetitions: int = 1
+    seed: int = 0
+    results: str = "results/runs"
+    plan: bool = False
+
+    def __post_init__(self):
+        if self.repetitions < 1:
+            raise UserError(f"repetitions={self.repetitions} must be 1 or more.")
+        if min(self.starts, default=0) < 0:
+            raise UserError(f"starts={self.starts} must hold numbers of 0 or more.")
+        if len(set(self.starts)) < len(self.starts):
+            raise UserError(f"starts={self.starts} names a gamma twice: list each once.")
+
+
+def register_schemas() -> None:
+    """Tell Hydra the schemas that the files under configs/ build on."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunConfig)
+    for group, name, node in (("model_pair", "pair", PairConfig), ("tasks", "tasks", TasksConfig),
+                              ("decode", "decode", DecodeConfig), ("runtime", "runtime", RuntimeConfig)):
+        store.store(group=f"{group}/schema", name=name, node=node)
+    for name, policy in POLICIES.items():
+        store.store(group="policy/schema", name=name, node=policy)
+
+
+def read_config(composed: DictConfig) -> RunConfig:
+    """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
+    config = OmegaConf.to_object(composed)
+    refuse_unknown(composed, config, "")
+    for name, policy in config.policy.items():
+        if not isinstance(policy, Policy):
+            raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
+    return config
+
+
+def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:
+    """Hydra's +key=value adds keys that no schema has; refuse them like any other typo. Raises UserError."""
+    if isinstance(built, dict):
+        known = list(built)
+    elif is_dataclass(built):
+        known = [f.name for f in fields(built)]
+    else:
+        return
+    for key in node:
+        if key not in known:
+            raise UserError(f"{path or 'The run'} has no setting {key}: choose one of {', '.join(known)}.")
+        child = built[key] if isinstance(built, dict) else getattr(built, key)
+        refuse_unknown(node[key], child, f"{path}.{key}".lstrip("."))
+
+
+@dataclass
+class Arm:
+    """One policy of a run, ready to decode. label: unique name such as gammatune-3."""
+
+    label: str
+    policy_name: str
+    policy: Policy
+
+    @property
+    def settings(self) -> dict:
+        return {f.name: getattr(self.policy, f.name) for f in fields(self.policy)}
+
+    @property
+    def gamma(self) -> int | None:
+        return self.settings.get("gamma")
+
+
+def plan_arms(config: RunConfig) -> list[Arm]:
+    """The autoregressive arm, then one arm per policy, or per policy and starting gamma. Raises UserError."""
+    arms = [Arm("ar", "ar", POLICIES["ar"]())]
+    for name, policy in config.policy.items():
+        if name != "ar":
+            arms.extend(start_arms(name, policy, config.starts))
+    return arms
+
+
+def start_arms(name: str, policy: Policy, starts: list[int]) -> list[Arm]:
+    settings = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    if "gamma" not in settings:
+        return [Arm(name, name, policy)]
+    variants = [settings | {"gamma": gamma} for gamma in starts or [settings["gamma"]]]
+    return [Arm(f"{name}-{variant['gamma']}", name, type(policy)(**variant)) for variant in variants]

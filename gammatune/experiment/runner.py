@@ -1,0 +1,197 @@
+"""Run a plan: every arm on every question, interleaved, logged, resumable, and checked against the target's own output."""
+
+import random
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gammatune.config import RunConfig, plan_arms
+from gammatune.decoding.loop import Generation, generate_speculative
+from gammatune.errors import UserError
+from gammatune.experiment.cells import Cell, RunFolder, content_hash, open_run, read_json, write_json
+from gammatune.experiment.provenance import describe_environment, measure_peaks, name_device
+from gammatune.experiment.verdicts import judge_cell, write_pieces
+from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.runtime import PairRuntime, eager_runtime
+from gammatune.policies import POLICIES
+from gammatune.rounds import SCHEMA, TurnLog
+from gammatune.tasks.prompts import answer_text, build_prompt
+from gammatune.tasks.specbench import Question, QuestionSet, load_questions
+
+
+@dataclass
+class Progress:
+    """What one arm still has to do. failure: the first error, after which the arm rests."""
+
+    cell: Cell
+    complete: set[tuple[int, int]] = field(default_factory=set)
+    failure: str | None = None
+
+    def lacks(self, repetition: int, question: Question) -> bool:
+        return self.failure is None and (repetition, question.question_id) not in self.complete
+
+
+class Runner:
+    """Everything a run holds while it works."""
+
+    def __init__(self, config: RunConfig):
+        self.config = config
+        self.questions: QuestionSet = load_questions(config.tasks)
+        self.pair: Pair = load_pair(config.model_pair, choose_device(config.runtime.device), config.runtime.dtype)
+        self.runtime: PairRuntime = eager_runtime(self.pair)
+        name = f"{self.pair.name}-{config.tasks.name}"
+        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
+
+    def shared(self) -> dict:
+        """What all arms have in common; together with a policy's settings it names a cell."""
+        tasks = asdict(self.config.tasks) | {"checksum": self.questions.checksum}
+        tasks.pop("path")  # the checksum says which file it was
+        return {
+            "pair": self.pair.name,
+            "weights": self.pair.identity,
+            "random_weights": self.pair.random_weights,
+            "chat_template": self.pair.chat_template,
+            "tasks": tasks,
+            "decode": asdict(self.config.decode),
+            "runtime": {"name": self.config.runtime.name, "device": self.pair.device.type, "dtype": str(self.pair.dtype).split(".")[-1],
+                        "threads": self.config.runtime.threads},
+            "seed": self.config.seed,
+        }
+
+    def describe_plan(self) -> str:
+        """One line per arm: label, cell, and whether it is finished, started or new."""
+        lines = [f"{cell.arm.label:24} {cell.folder.name:40} {self.progress_word(cell)}" for cell in self.folder.cells]
+        return "\n".join([f"{self.folder.path}: {len(self.questions.questions)} questions", *lines])
+
+    def progress_word(self, cell: Cell) -> str:
+        done = cell.read_done()
+        if done:
+            return done["status"]
+        return "started" if cell.turns_file.exists() else "new"
+
+    def run(self) -> None:
+        """Run what is missing. Raises UserError when the folder cannot be used; leaves complete questions on disk whatever happens."""
+        with self.folder.lock():
+            progress = [self.open_cell(cell) for cell in self.folder.cells]
+            self.write_header()
+            if any(self.missing(arm) for arm in progress):
+                self.warm_up()
+                self.answer_all(progress)
+            self.finish(progress)
+
+    def open_cell(self, cell: Cell) -> Progress:
+        """Continue where the cell stopped; provenance is on disk before the first forward."""
+        cell.create()
+        complete, last = cell.resume(self.questions.questions)
+        if last is not None:
+            cell.arm.policy.restore(last.policy_after)
+        self.stamp(cell)
+        return Progress(cell, complete)
+
+    def stamp(self, cell: Cell) -> None:
+        path, here = cell.folder / "provenance.json", describe_environment(self.pair.device, self.pair.identity)
+        if not path.exists():
+            return write_json(path, {"schema": SCHEMA, **here, "sessions": [here["time"]]})
+        there = read_json(path)
+        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != name_device(self.pair.device):
+            raise UserError(f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two machines do not "
+                            "mix, so choose another folder with results=FOLDER.")
+        return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
+
+    def write_header(self) -> None:
+        shared = self.shared()
+        arms = [{"label": cell.arm.label, "policy": cell.arm.policy_name, "gamma": cell.arm.gamma,
+                 "settings": cell.arm.settings, "cell": cell.folder.name} for cell in self.folder.cells]
+        write_json(self.folder.path / "run.json", {"schema": SCHEMA, "run": content_hash([c.content for c in self.folder.cells]),
+                                                   "name": self.folder.path.name, **shared, "arms": arms})
+
+    def missing(self, progress: Progress) -> int:
+        return sum(progress.lacks(repetition, question) for repetition in range(self.config.repetitions)
+                   for question in self.questions.questions)
+
+    def warm_up(self) -> None:
+        """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
+        prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
+        prompt = prompt[-min(len(prompt), self.pair.context // 2):]
+        decode = type(self.config.decode)(max_new_tokens=8)
+        for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
+            generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)
+
+    def answer_all(self, progress: list[Progress]) -> None:
+        """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""
+        total = sum(self.missing(arm) for arm in progress)
+        with tqdm(total=total, unit="answer", disable=None, file=sys.stderr) as bar:
+            for repetition in range(self.config.repetitions):
+                self.start_repetition(progress, repetition)
+                for position, question in enumerate(self.questions.questions):
+                    turn = (position + repetition) % len(progress)
+                    for arm in progress[turn:] + progress[:turn]:
+                        if arm.lacks(repetition, question):
+                            self.answer(arm, question, repetition, bar)
+
+    def start_repetition(self, progress: list[Progress], repetition: int) -> None:
+        """Each pass starts with fresh policies, unless it goes on where an interrupted one stopped."""
+        for arm in progress:
+            if not any(done == repetition for done, _ in arm.complete):
+                arm.cell.arm.policy.reset()
+
+    def answer(self, progress: Progress, question: Question, repetition: int, bar: tqdm) -> None:
+        """Answer one question with one arm and log it; an error ends that arm only."""
+        label = progress.cell.arm.label
+        try:
+            turns = self.answer_turns(progress.cell, question, repetition)
+        except UserError as error:
+            raise UserError(f"Question {question.question_id}: {error}") from error
+        except (RuntimeError, ValueError, IndexError) as error:
+            progress.failure = f"question {question.question_id}: {type(error).__name__}: {error}"
+            bar.write(f"{label} failed at {progress.failure}", file=sys.stderr)
+            return
+        progress.cell.append(turns)
+        tokens, rounds = (sum(len(part) for part in parts) for parts in zip(*((t.output_ids, t.rounds) for t in turns), strict=True))
+        rate = tokens / sum(turn.wall_ms for turn in turns) * 1e3
+        bar.set_description(f"{label} {question.task}")
+        bar.set_postfix_str(f"{rate:.1f} tokens/s, {tokens / rounds:.2f} accepted")
+        bar.update()
+
+    def answer_turns(self, cell: Cell, question: Question, repetition: int) -> list[TurnLog]:
+        """All turns of a question; a later turn sees this arm's own earlier answers."""
+        policy, tokenizer, turns, answers = cell.arm.policy, self.pair.tokenizer, [], []
+        if policy.carry == "question":
+            policy.reset()
+        for index in range(len(question.turns)):
+            if policy.carry == "turn":
+                policy.reset()
+            prompt = build_prompt(self.pair.chat_template, tokenizer, question.turns[: index + 1], answers)
+            made = generate_speculative(self.runtime, prompt, policy, self.config.decode, self.turn_seed(question, index))
+            answers.append(answer_text(tokenizer, made.output_ids))
+            turns.append(log_turn(question, index, len(prompt), made, repetition))
+            turns[-1].policy_after = policy.state()
+        return turns
+
+    def turn_seed(self, question: Question, index: int) -> int:
+        """The same for all arms and repetitions, different for every turn."""
+        return random.Random(f"{self.config.seed}/{question.question_id}/{index}").getrandbits(63)
+
+    def finish(self, progress: list[Progress]) -> None:
+        """Judge every arm against the reference and write its last word."""
+        for arm in progress:
+            summary = judge_cell(self.runtime, self.questions.questions, self.folder.reference, arm.cell, self.config.decode.greedy)
+            if arm.failure or progress[0].failure:
+                summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
+            arm.cell.finish(summary | measure_peaks(self.pair.device) | {"repetitions": self.config.repetitions})
+        write_pieces(self.folder, self.pair.tokenizer)
+
+
+def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:
+    return TurnLog(question_id=question.question_id, category=question.category, task=question.task, turn=index,
+                   prompt_tokens=prompt_tokens, output_ids=made.output_ids, finish=made.finish, prefill_ms=made.prefill_ms,
+                   wall_ms=made.wall_ms, rounds=made.rounds, repetition=repetition)
+
+
+def choose_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name

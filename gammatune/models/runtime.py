@@ -1,0 +1,74 @@
+"""Forward passes over a KV cache: what the decoding loop knows of a model."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from gammatune.models.pairs import Pair
+
+
+class CachedModel:
+    """One model and the tokens its cache holds. Batch size 1.
+
+    `length` tokens are in the cache, always a prefix of the committed text; whoever feeds it sends what comes next.
+    """
+
+    def __init__(self, model: torch.nn.Module, vocab_size: int):
+        self.model = model
+        self.vocab_size = vocab_size
+        self.reset()
+
+    def reset(self) -> None:
+        self.cache = DynamicCache(config=self.model.config)
+        self.length = 0
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
+        """Append tokens [n] to the cache; logits [keep, vocab_size] of the last `keep` of them, in fp32."""
+        output = self.model(input_ids=tokens[None], past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
+        self.length += tokens.shape[0]
+        return output.logits[0, -keep:, : self.vocab_size].float()
+
+    def crop(self, length: int) -> None:
+        """Forget everything after the first `length` tokens; no effect where the cache holds no more than that."""
+        if self.length > length:
+            # transformers 5 takes the number to remove, as a negative number
+            self.cache.crop(length - self.length)
+            self.length = length
+
+
+@dataclass
+class PairRuntime:
+    """A pair with a cache on each side. host_reads counts device-to-host transfers, each of which waits for the device."""
+
+    pair: Pair
+    target: CachedModel
+    draft: CachedModel
+    host_reads: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.pair.device
+
+    @property
+    def reads_are_free(self) -> bool:
+        """On a CPU nothing runs ahead of the host, so looking at a token costs nothing."""
+        return self.device.type == "cpu"
+
+    def reset(self) -> None:
+        self.target.reset()
+        self.draft.reset()
+
+    def upload(self, tokens: list[int]) -> torch.Tensor:
+        return torch.tensor(tokens, dtype=torch.long, device=self.device)
+
+    def read(self, tensor: torch.Tensor) -> list:
+        """The one way from device to host."""
+        self.host_reads += 1
+        return tensor.tolist()
+
+
+def eager_runtime(pair: Pair) -> PairRuntime:
+    """Plain transformers forward passes with growing caches."""
+    return PairRuntime(pair, CachedModel(pair.target, pair.vocab_size), CachedModel(pair.draft, pair.vocab_size))

@@ -1,0 +1,76 @@
+"""The contract between the decoding loop and whatever decides gamma. Plain numbers only: no tensors, caches or clocks."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gammatune.errors import UserError
+from gammatune.rounds import Round
+
+CARRIES = ("turn", "question", "never")
+STOP_TOKENS = ("include", "exclude")
+
+
+@dataclass
+class DraftSignal:
+    """What the draft model thought when it proposed one token.
+
+    index: place in the block, from 0. top1, entropy (nats), margin (top-1 minus top-2 probability): of the draft's own
+    distribution at temperature 1. chosen: probability of the drafted token under the distribution it was drawn from
+    after warping (greedy: equal to top1).
+    """
+
+    index: int
+    top1: float
+    entropy: float
+    margin: float
+    chosen: float
+
+
+@dataclass
+class Policy:
+    """Base of all policies; fields are the settings that a config may set.
+
+    carry: when the state goes back to its start: at each "turn", at each "question", or "never".
+    stop_token: whether the token at which `keep_drafting` said no is still verified ("include") or dropped ("exclude").
+    """
+
+    watches_draft: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
+
+    carry: str = "turn"
+    stop_token: str = field(default="include")
+
+    def __post_init__(self):
+        require(self, "carry", self.carry in CARRIES, f"one of {', '.join(CARRIES)}")
+        require(self, "stop_token", self.stop_token in STOP_TOKENS, f"one of {', '.join(STOP_TOKENS)}")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything learned; called at the boundary that `carry` names."""
+
+    def plan(self) -> int:
+        """Gamma of the next round, >= 0; 0 is a plain target step."""
+        raise NotImplementedError
+
+    def keep_drafting(self, signal: DraftSignal) -> bool:
+        """Called after each draft token when `watches_draft`; False ends the block."""
+        return True
+
+    def observe(self, finished: Round) -> None:
+        """Learn from a verified round."""
+
+    def state(self) -> dict:
+        """All that `plan` depends on, by attribute name (numbers only): logged with each round, enough to `restore`."""
+        return {name: getattr(self, name) for name in self.kept}
+
+    def restore(self, state: dict) -> None:
+        """Continue from a logged state, as if the rounds before it had just been observed."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def require(policy: Policy, name: str, holds: bool, rule: str) -> None:
+    """Refuse a setting in one sentence. Raises UserError."""
+    if not holds:
+        label = type(policy).__name__
+        raise UserError(f"{label}.{name}={getattr(policy, name)} is out of range: it must be {rule}.")

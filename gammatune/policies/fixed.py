@@ -1,0 +1,27 @@
+"""The same gamma in every round; gamma 0 is the target alone."""
+
+from dataclasses import dataclass
+
+from gammatune.policies.base import Policy, require
+
+
+@dataclass
+class Autoregressive(Policy):
+    """No draft: every round is a plain target step. The baseline of every speedup."""
+
+    def plan(self) -> int:
+        return 0
+
+
+@dataclass
+class Fixed(Policy):
+    """gamma tokens per round, whatever happens (Leviathan et al. 2023, arXiv 2211.17192)."""
+
+    gamma: int = 5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "gamma", self.gamma >= 0, "0 or more")
+
+    def plan(self) -> int:
+        return self.gamma

@@ -1,0 +1,52 @@
+"""How arms and tasks are called in tables and figures, and in which order tasks stand."""
+
+from gammatune.tasks.spec import TASKS
+
+POLICIES = {
+    "ar": "autoregressive",
+    "fixed": "fixed",
+    "gammatune": "GammaTune",
+    "gammatune_plus": "GammaTune+",
+    "hf_constant": "HF constant",
+    "hf_heuristic": "HF heuristic",
+    "hf_confidence": "HF confidence",
+}
+TASK_NAMES = {
+    "mt_bench": "MT-Bench",
+    "translation": "Translation",
+    "summarization": "Summarization",
+    "qa": "QA",
+    "math_reasoning": "Math",
+    "rag": "RAG",
+}
+OVERALL = "overall"
+
+
+def order_tasks(tasks) -> list[str]:
+    """Spec-Bench's order, tasks of other question sets after them."""
+    present = set(tasks)
+    return [task for task in TASKS if task in present] + sorted(present - set(TASKS))
+
+
+def task_name(task: str) -> str:
+    return TASK_NAMES.get(task, task.replace("_", " "))
+
+
+def arm_names(arms) -> dict[str, str]:
+    """Label to readable name, for example "fixed-5" to "fixed 5"; a start is named only where a policy has several.
+
+    Arms that would share a name keep their label.
+    """
+    policies = [arm.policy for arm in arms]
+    names = {arm.label: arm_name(arm, policies.count(arm.policy) > 1) for arm in arms}
+    taken = list(names.values())
+    return {label: name if taken.count(name) == 1 else label for label, name in names.items()}
+
+
+def arm_name(arm, several: bool) -> str:
+    name = POLICIES.get(arm.policy, arm.policy)
+    if arm.gamma is None:
+        return name
+    if arm.policy == "fixed":
+        return f"{name} {arm.gamma}"
+    return f"{name} from {arm.gamma}" if several else name

@@ -1,0 +1,117 @@
+"""How sure a number is: intervals over questions, spread over repetitions, and warnings in words.
+
+The two spreads answer different questions and stand side by side: the bootstrap says how much the choice of questions
+matters, the repetitions say how steady the machine was.
+"""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gammatune.report import metrics
+from gammatune.report.store import BASELINE, StoredRun
+
+LEVEL = 0.95
+RESAMPLES = 5000
+SEED = 20250331
+UNSTABLE = 0.10
+
+
+def speedup_interval(questions: pd.DataFrame, baseline: pd.DataFrame) -> tuple[float, float]:
+    """95 % paired bootstrap interval of `metrics.speedup`, questions resampled within their task.
+
+    Both arms of a question are drawn together. NaN where no task has two questions to resample.
+    """
+    pairs = pd.DataFrame({"arm": metrics.question_speeds(questions), "base": metrics.question_speeds(baseline)}).dropna()
+    tasks = [group[["arm", "base"]].to_numpy().T for _, group in pairs.groupby(level="task", sort=True)]
+    return stratified_ratio_interval(tasks)
+
+
+def tokens_per_second_interval(questions: pd.DataFrame) -> tuple[float, float]:
+    """95 % bootstrap interval of `metrics.tokens_per_second`, questions resampled within their task."""
+    speeds = metrics.question_speeds(questions)
+    return stratified_ratio_interval([np.stack([group, np.ones_like(group)])
+                                      for group in (g.to_numpy() for _, g in speeds.groupby(level="task", sort=True))])
+
+
+def stratified_ratio_interval(strata: list[np.ndarray]) -> tuple[float, float]:
+    """95 % percentile interval of (sum of first rows / sum of second rows); strata are 2 x n arrays, resampled by column."""
+    if all(stratum.shape[1] < 2 for stratum in strata):
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(SEED)
+    sums = sum(stratum.shape[1] * resampled_means(stratum, rng) for stratum in strata)
+    low, high = np.quantile(sums[0] / sums[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def resampled_means(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of both rows, 2 x RESAMPLES, under a paired bootstrap over columns; one column alone has nothing to resample."""
+    if stratum.shape[1] < 2:
+        return np.repeat(stratum, RESAMPLES, axis=1)
+    drawn = stats.bootstrap(tuple(stratum), stack_means, paired=True, vectorized=True, method="percentile",
+                            n_resamples=RESAMPLES, confidence_level=LEVEL, rng=rng)
+    return drawn.bootstrap_distribution
+
+
+def stack_means(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
+    return np.stack([first.mean(axis=axis), second.mean(axis=axis)])
+
+
+def repetition_interval(values: list[float]) -> tuple[float, float]:
+    """95 % Student-t interval of the mean over repetitions of a whole run. NaN below two repetitions."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    low, high = stats.t.interval(LEVEL, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    return float(low), float(high)
+
+
+def speedup_per_repetition(questions: pd.DataFrame, baseline: pd.DataFrame) -> list[float]:
+    """`metrics.speedup` of each repetition by itself, in order."""
+    base = dict(iter(baseline.groupby("repetition")))
+    return [metrics.speedup(rows, base[repetition]) for repetition, rows in questions.groupby("repetition")]
+
+
+def relative_spread(values) -> float:
+    """(largest - smallest) / mean."""
+    return float(np.ptp(values) / np.mean(values))
+
+
+def stability_warnings(run: StoredRun) -> list[str]:
+    """One sentence per reason to distrust the timings of this run; empty where it was steady."""
+    found = [warn_of_repetitions(label, rows) for label, rows in run.questions.groupby("label", sort=False)]
+    found.append(warn_of_drift(run.turns[run.turns["label"] == BASELINE]))
+    found.extend(sorted({warn_of_load(arm.provenance) for arm in run.arms}))
+    return [sentence for sentence in found if sentence]
+
+
+def warn_of_repetitions(label: str, questions: pd.DataFrame) -> str:
+    speeds = questions.groupby("repetition").apply(metrics.tokens_per_second, include_groups=False)
+    spread = relative_spread(speeds)
+    if spread <= UNSTABLE:
+        return ""
+    return f"{label}: tokens/s differed by {spread:.0%} between repetitions; repeat the run on a quiet machine."
+
+
+def warn_of_drift(turns: pd.DataFrame) -> str:
+    """Decoding speed of the baseline without prefill, first against second half of the log."""
+    if len(turns) < 4:
+        return ""
+    halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2:]
+    first, second = (half["tokens"].sum() / (half["wall_ms"] - half["prefill_ms"]).sum() for half in halves)
+    change = (second - first) / np.mean([first, second])
+    if abs(change) <= UNSTABLE:
+        return ""
+    way = "faster" if change > 0 else "slower"
+    return (f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the run, "
+            "so the machine was not steady (or the later prompts are of another length).")
+
+
+def warn_of_load(provenance: dict) -> str:
+    """Load average of the last minute when the cell started, above the number of cores."""
+    load, cores = provenance.get("load_average"), provenance.get("cores")
+    load = load[0] if isinstance(load, list) and load else load
+    if not isinstance(load, int | float) or not isinstance(cores, int) or load <= cores:
+        return ""
+    return f"The machine was busy when the run started (load {load:.1f} on {cores} cores): timings may be too slow."

@@ -1,0 +1,1 @@
+"""Building blocks of ``scripts/train_draft.py``: corpus, teacher labels, student training, evaluation."""

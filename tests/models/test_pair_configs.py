@@ -1,0 +1,44 @@
+"""Every shipped pair is a complete, valid PairConfig, and says how to run it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from gammatune.models.memory import Need, weight_bytes
+from gammatune.models.spec import PairConfig
+
+FOLDER = Path(__file__).parents[2] / "configs" / "model_pair"
+PAIRS = sorted(FOLDER.glob("*.yaml"))
+
+# Published parameter counts, target and draft, in millions.
+SIZES = {
+    "vicuna-68m-7b": (6738, 68), "vicuna-68m-13b": (13016, 68), "vicuna-68m-33b": (32529, 68), "vicuna-160m-13b": (13016, 162),
+    "llama-68m-llama-2-7b": (6738, 68), "llama-3.2-1b-3.1-8b": (8030, 1236), "llama-3.1-8b-70b": (70554, 8030),
+}
+
+
+def read(path):
+    settings = OmegaConf.load(path)
+    settings.pop("defaults")
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PairConfig), settings))
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
+def test_a_shipped_pair_is_complete(path):
+    config = read(path)
+    assert config.name == path.stem
+    assert path.read_text().startswith(f"# @package model_pair\n# python run.py model_pair={path.stem}\n")
+    assert OmegaConf.load(path).defaults == ["schema/pair@_here_", "_self_"]
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_shape_has_the_published_number_of_parameters(name):
+    config = read(FOLDER / f"{name}.yaml")
+    counts = [weight_bytes(Need(role.shape, torch.int8)) / 1e6 for role in (config.target, config.draft)]
+    assert counts == pytest.approx(SIZES[name], rel=0.005)
+
+
+def test_all_pairs_are_covered():
+    assert {path.stem for path in PAIRS} == {*SIZES, "smollm2-draft-135m", "tiny-random"}
