@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gammatune.config import read_config, register_schemas
@@ -20,8 +22,23 @@ register_schemas()
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 
+class JobError(Exception):
+    """One job of a sweep failed and has said why; Hydra names the job and goes on with the next."""
+
+
 @hydra.main(version_base="1.3", config_path="configs", config_name="run")
 def main(composed: DictConfig) -> None:
+    try:
+        run_job(composed)
+    except Exception as error:
+        code = complain(error)
+        # Raised through Hydra, an error costs a second message; only a sweep needs it, to go on with its next job
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise JobError from error
+        sys.exit(code)
+
+
+def run_job(composed: DictConfig) -> None:
     config = read_config(composed)
     # Heavy imports only once the config is known to be good
     from gammatune.experiment.runner import Runner
@@ -30,11 +47,13 @@ def main(composed: DictConfig) -> None:
     path = runner.folder.path
     if config.plan:
         print(runner.describe_plan())
-        return print_last_line(path, "planned", [])
+        print_last_line(path, "planned", [])
+        return
     try:
         runner.run()
     except KeyboardInterrupt as error:
-        raise UserError(f"Interrupted; complete answers are kept in {path}, and the same command continues from there.") from error
+        raise KeyboardInterrupt(f"Interrupted; complete answers are kept in {path}, and the same command continues from "
+                                "there.") from error
     report(path)
 
 
@@ -43,14 +62,25 @@ def report(path: Path) -> None:
     from gammatune.report import figures, tables
     from gammatune.report.store import read_run
 
-    run = read_run(path)
+    try:
+        run = read_run(path)
+    except UserError:
+        print_last_line(path, "failed", [])
+        raise
     print(tables.summary_table(run))
     written = tables.write_tables(run, path / "report" / "tables") + figures.draw_all(run, path / "report" / "figures")
     print("\n".join(["", *(str(file) for file in written if file.suffix in (".md", ".png"))]))
-    failed = [f"{arm.label} ({arm.status})" for arm in run.arms if arm.status != "ok"]
-    print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run))
-    if failed:
-        raise UserError(f"{', '.join(failed)} failed and has no speedup: see done.json in {path}.")
+    failed = [describe_failure(*arm) for arm in run.left_out]
+    print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run) + failed)
+    if run.left_out:
+        raise UserError(f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "
+                        "command tries again.")
+
+
+def describe_failure(label: str, reason: str) -> dict:
+    """A failed arm in the last line: no numbers."""
+    numbers = dict.fromkeys(("speedup", "mean_accepted_tokens", "acceptance_rate"))
+    return {"policy": label, **numbers, "exact": False if reason == "wrong_output" else None}
 
 
 def print_last_line(path: Path, status: str, arms: list[dict]) -> None:
@@ -61,16 +91,24 @@ def guarded_main() -> int:
     """Exit code 0, 2 for what the user can mend (one sentence on stderr), 130 after an interrupt."""
     try:
         main()
-    except KeyboardInterrupt:
-        print("Interrupted before anything was decoded.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
+    except KeyboardInterrupt as interrupt:
+        sentence = str(interrupt) or "Interrupted before anything was decoded; the same command starts again."
         print(f"gammatune: {sentence}", file=sys.stderr)
-        return 130 if isinstance(error.__cause__, KeyboardInterrupt) else 2
+        return 130
+    except JobError:
+        return 2
+    except Exception as error:
+        return complain(error)
     return 0
+
+
+def complain(error: Exception) -> int:
+    """Print what the user can mend; raises any other error again, for its traceback."""
+    sentence = explain(error)
+    if sentence is None:
+        raise error
+    print(f"gammatune: {sentence}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

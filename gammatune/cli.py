@@ -22,8 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return complain(f"Cannot write {error.filename or 'the output'} ({error.strerror}): choose another folder with --out "
-                        "or free some space.")
+        place = error.filename or "the output"
+        return complain(f"Cannot write {place} ({error.strerror}): choose another folder with --out, or free some space.")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -81,6 +81,7 @@ def read_config(composed: DictConfig) -> RunConfig:
     for name, policy in config.policy.items():
         if not isinstance(policy, Policy):
             raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
+    plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
 
 

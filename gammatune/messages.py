@@ -1,12 +1,14 @@
 """Errors as one sentence each: what is wrong, what is valid, what to do."""
 
 import errno
+from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from gammatune.errors import UserError
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -20,6 +22,8 @@ def explain(error: BaseException) -> str | None:
         return f"The argument {error.override} cannot be read: write key=value, lists as key=[a,b], without spaces."
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(error)
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
+        return "null is no choice for a config group: name one of the files under configs/GROUP, or leave the argument out."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
         return (f"Cannot write {error.filename or 'the results'} ({error.strerror}): make room or choose another folder with "
                 "results=FOLDER; complete answers already written are kept.")
@@ -35,12 +39,7 @@ def explain_group(error: MissingConfigException) -> str:
 
 def list_options(group: str) -> list[str]:
     """Hydra names the options only for single values, not inside a list such as policy=[fixed,foo]."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    if not GlobalHydra.instance().is_initialized():
-        return ["the files under configs/" + group]
-    loader = GlobalHydra.instance().hydra.config_loader
-    return loader.get_group_options(group)
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 def explain_override(error: Exception) -> str:
@@ -55,4 +54,4 @@ def explain_override(error: Exception) -> str:
         valid = [str(name) for name in cause.parent_node or [] if name != "hydra"]
         return f"{parent or 'The run'} has no setting {key}: choose one of {', '.join(valid)}."
     first_line = str(cause).splitlines()[0]
-    return f"{cause.full_key or 'A setting'} is wrong: {first_line}."
+    return f"{cause.full_key or 'A setting'} is wrong: {first_line.rstrip('.')}."

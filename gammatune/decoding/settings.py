@@ -10,7 +10,7 @@ class DecodeConfig:
     """How answers are decoded. temperature 0 is greedy; top_p 1 and top_k 0 are off."""
 
     name: str = "greedy"
-    max_new_tokens: int = 256
+    max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0

@@ -71,6 +71,17 @@ class Cell:
     def read_done(self) -> dict | None:
         return read_json(self.done_file) if self.done_file.exists() else None
 
+    def refuse_changed(self) -> None:
+        """Raises UserError when the log is no longer the one that the cell finished with."""
+        done = self.read_done()
+        if done and done.get("sha256") != self.hash_log():
+            raise UserError(f"{self.turns_file} was changed or cut short after it was finished: delete the folder "
+                            f"{self.folder} and run again.")
+
+    def reopen(self) -> None:
+        """Take back the last word before more answers are added to the log that it vouches for."""
+        self.done_file.unlink(missing_ok=True)
+
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
@@ -107,8 +118,11 @@ class Cell:
             log.write("".join(turn.to_json() + "\n" for turn in turns))
 
     def finish(self, summary: dict) -> None:
+        write_json(self.done_file, {"schema": SCHEMA, **summary, "sha256": self.hash_log()})
+
+    def hash_log(self) -> str:
         log = self.turns_file.read_bytes() if self.turns_file.exists() else b""
-        write_json(self.done_file, {"schema": SCHEMA, **summary, "sha256": hashlib.sha256(log).hexdigest()})
+        return hashlib.sha256(log).hexdigest()
 
 
 @dataclass

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from gammatune.config import RunConfig, plan_arms
 from gammatune.decoding.loop import Generation, generate_speculative
+from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.experiment.cells import Cell, RunFolder, content_hash, open_run, read_json, write_json
 from gammatune.experiment.provenance import describe_environment, measure_peaks, name_device
@@ -40,6 +41,8 @@ class Runner:
     def __init__(self, config: RunConfig):
         self.config = config
         self.questions: QuestionSet = load_questions(config.tasks)
+        if config.runtime.threads is not None:
+            torch.set_num_threads(config.runtime.threads)
         self.pair: Pair = load_pair(config.model_pair, choose_device(config.runtime.device), config.runtime.dtype)
         self.runtime: PairRuntime = eager_runtime(self.pair)
         name = f"{self.pair.name}-{config.tasks.name}"
@@ -53,6 +56,7 @@ class Runner:
             "pair": self.pair.name,
             "weights": self.pair.identity,
             "random_weights": self.pair.random_weights,
+            "quantization": [role.quantization for role in (self.config.model_pair.target, self.config.model_pair.draft)],
             "chat_template": self.pair.chat_template,
             "tasks": tasks,
             "decode": asdict(self.config.decode),
@@ -77,7 +81,10 @@ class Runner:
         with self.folder.lock():
             progress = [self.open_cell(cell) for cell in self.folder.cells]
             self.write_header()
-            if any(self.missing(arm) for arm in progress):
+            unfinished = [arm for arm in progress if self.missing(arm)]
+            if unfinished:
+                for arm in unfinished:
+                    arm.cell.reopen()
                 self.warm_up()
                 self.answer_all(progress)
             self.finish(progress)
@@ -85,6 +92,7 @@ class Runner:
     def open_cell(self, cell: Cell) -> Progress:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
         cell.create()
+        cell.refuse_changed()
         complete, last = cell.resume(self.questions.questions)
         if last is not None:
             cell.arm.policy.restore(last.policy_after)
@@ -102,11 +110,13 @@ class Runner:
         return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
 
     def write_header(self) -> None:
-        shared = self.shared()
+        header, shared = self.folder.path / "run.json", self.shared()
+        if header.exists():
+            read_json(header)
         arms = [{"label": cell.arm.label, "policy": cell.arm.policy_name, "gamma": cell.arm.gamma,
                  "settings": cell.arm.settings, "cell": cell.folder.name} for cell in self.folder.cells]
-        write_json(self.folder.path / "run.json", {"schema": SCHEMA, "run": content_hash([c.content for c in self.folder.cells]),
-                                                   "name": self.folder.path.name, **shared, "arms": arms})
+        write_json(header, {"schema": SCHEMA, "run": content_hash([c.content for c in self.folder.cells]),
+                            "name": self.folder.path.name, **shared, "arms": arms})
 
     def missing(self, progress: Progress) -> int:
         return sum(progress.lacks(repetition, question) for repetition in range(self.config.repetitions)
@@ -116,8 +126,8 @@ class Runner:
         """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
         prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
         prompt = prompt[-min(len(prompt), self.pair.context // 2):]
-        decode = type(self.config.decode)(max_new_tokens=8)
         for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
+            decode = DecodeConfig(max_new_tokens=gamma + 2)
             generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)
 
     def answer_all(self, progress: list[Progress]) -> None:

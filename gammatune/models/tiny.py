@@ -76,8 +76,8 @@ class TinySettings:
 
 
 def tiny_shape(layers: int, vocab_size: int = BYTE_VOCAB, context: int = 512) -> Shape:
-    return Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-                 vocab_size=vocab_size, max_position_embeddings=context)
+    return Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
+                 num_key_value_heads=2, vocab_size=vocab_size, max_position_embeddings=context)
 
 
 def llama_config(shape: Shape, **extra) -> LlamaConfig:
@@ -99,7 +99,8 @@ def build_tiny_models(target_shape: Shape, draft_shape: Shape, settings: TinySet
     """
     different = [key for key, value in vars(target_shape).items() if value != vars(draft_shape)[key]]
     if set(different) - {"num_hidden_layers"} or draft_shape.num_hidden_layers > target_shape.num_hidden_layers:
-        raise UserError(f"model_pair.draft.shape differs from model_pair.target.shape in {', '.join(different)}: the tiny-random "
+        raise UserError(f"model_pair.draft.shape differs from model_pair.target.shape in {', '.join(different)}: the "
+                        "tiny-random "
                         "draft is the first layers of its target, so give both the same sizes and the draft no more layers.")
     target = LlamaForCausalLM(llama_config(target_shape))
     draw_weights(target, torch.Generator().manual_seed(settings.seed))

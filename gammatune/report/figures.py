@@ -83,7 +83,7 @@ def draw_speedup_bars(axis, arms, results: pd.DataFrame) -> None:
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.2)
     axis.tick_params(labelbottom=True)
-    axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def label_arms(axes, arms, names: dict[str, str]) -> None:
@@ -99,14 +99,15 @@ def label_arms(axes, arms, names: dict[str, str]) -> None:
 
 def draw_speedup_by_start(run: StoredRun):
     """Speedup against the gamma that decoding started from; None unless some policy has two starts and a baseline exists."""
-    families = [(policy, arms) for policy, arms in starts(run).items() if len(arms) >= 2]
-    if not run.has_baseline or not families:
+    families = list(starts(run).values())
+    if not run.has_baseline or max(map(len, families), default=0) < 2:
         return None
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axis = figure.subplots()
-    for offset, (_, arms) in zip(np.linspace(-0.08, 0.08, len(families)), families, strict=True):
+    gammas = sorted({arm.gamma for arms in families for arm in arms})
+    shift = 0.006 * (gammas[-1] - gammas[0])
+    for offset, arms in zip(np.linspace(-shift, shift, len(families)), families, strict=True):
         draw_family(axis, results_of(run, OVERALL), arms, offset)
-    gammas = sorted({arm.gamma for _, arms in families for arm in arms})
     axis.set_xticks(gammas)
     axis.axhline(1, color=style.INK, linewidth=1)
     axis.set_xlabel("starting gamma (fixed: the gamma of every round)")
@@ -171,9 +172,8 @@ def draw_accepted_lengths(run: StoredRun):
     arms = sorted_arms(run)
     if not arms:
         return None
-    shares = [accepted_shares(run.rounds, arm.label) for arm in arms]
-    width = max(len(share) for share in shares)
-    table = np.stack([np.pad(share, (0, width - len(share)), constant_values=0) for share in shares])
+    table, columns = share_table([accepted_shares(run.rounds, arm.label) for arm in arms])
+    width = len(columns)
     figure = Figure(figsize=(2.6 + 0.46 * width, 1.3 + 0.3 * len(arms)), layout="constrained")
     axis = figure.subplots()
     axis.imshow(np.ma.masked_equal(table, 0), cmap="Blues", vmin=0, vmax=table.max(), aspect="auto")
@@ -182,12 +182,23 @@ def draw_accepted_lengths(run: StoredRun):
         axis.text(column, row, f"{100 * table[row, column]:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
     names = arm_names(run.arms)
     axis.set_yticks(range(len(arms)), [names[arm.label] for arm in arms])
-    axis.set_xticks(range(width))
+    axis.set_xticks(range(width), columns)
     axis.tick_params(length=0)
     axis.grid(visible=False)
     axis.spines[:].set_visible(False)
     axis.set_xlabel("accepted tokens in a round (numbers: % of rounds)")
     return figure
+
+
+def share_table(shares: list[np.ndarray]) -> tuple[np.ndarray, list[str]]:
+    """Arms x lengths, and the name of each column; lengths that no arm reaches in 1 % of its rounds share the last one."""
+    longest = max(len(share) for share in shares)
+    table = np.stack([np.pad(share, (0, longest - len(share))) for share in shares])
+    cut = int(np.flatnonzero(table.max(axis=0) >= 0.01)[-1]) + 1
+    columns = [str(length) for length in range(cut)]
+    if cut == longest:
+        return table, columns
+    return np.column_stack([table[:, :cut], table[:, cut:].sum(axis=1)]), [*columns, f"{cut}+"]
 
 
 def accepted_shares(rounds: pd.DataFrame, label: str) -> np.ndarray:

@@ -111,7 +111,8 @@ def read_facts(path: Path) -> dict:
     """run.json with the keys that every report needs. Raises UserError."""
     if not (path / "run.json").is_file():
         inside = [run.name for run in find_runs(path)] if path.is_dir() else []
-        hint = f"give the folder of one run, such as {path / inside[0]}" if inside else MAKE_A_RUN
+        example = path / inside[0] if inside else "results/runs/NAME"
+        hint = f"give the folder of one run, such as {example}" + ("" if inside else f", or {MAKE_A_RUN}")
         raise UserError(f"{path} holds no run.json, so it is no run: {hint}.")
     facts = read_json(path / "run.json")
     refuse_newer(facts, path / "run.json")

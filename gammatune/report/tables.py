@@ -79,7 +79,8 @@ def summary_table(run: StoredRun) -> str:
     results = results_table(run)
     results = results[results["task"] == OVERALL]
     exact = {arm.label: exactness(arm) for arm in run.arms}
-    view = details_view(results, arm_names(run.arms)).drop(columns=["task", "questions", "acceptance rate (mean over questions)"])
+    view = details_view(results, arm_names(run.arms))
+    view = view.drop(columns=["task", "questions", "acceptance rate (mean over questions)"])
     view = view.rename(columns={"mean accepted tokens": "mean accepted", "acceptance rate (pooled)": "acceptance"})
     view["exact"] = results["label"].map(exact)
     table = view.to_markdown(index=False, tablefmt="simple", disable_numparse=True)
@@ -87,7 +88,7 @@ def summary_table(run: StoredRun) -> str:
 
 
 def arm_summaries(run: StoredRun) -> list[dict]:
-    """Per ok arm: policy (its label), speedup, mean_accepted_tokens, acceptance_rate, exact; None where there is no value."""
+    """Per ok arm: policy (its label), speedup, mean_accepted_tokens, acceptance_rate, exact; None for no value."""
     results = results_table(run)
     overall = results[results["task"] == OVERALL].set_index("label")
     columns = ["speedup", "mean_accepted_tokens", "acceptance_rate"]

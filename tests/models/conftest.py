@@ -15,23 +15,37 @@ def save_tokenizer(folder, extra=()):
     vocab = {token: i for i, token in enumerate([*SPECIAL, *alphabet, *extra])}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(folder)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     return len(vocab)
 
 
 def save_llama(folder, vocab_size, seed=0, **settings):
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+             "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
+             "pad_token_id": None}
     LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**sizes, **settings})).save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Tiny tensors gain nothing from threads and lose much where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
 def make_checkpoint(tmp_path):
     """make_checkpoint(name, extra=(), rows=None, **sizes) -> folder of a complete checkpoint."""
+    return checkpoint_maker(tmp_path)
 
+
+def checkpoint_maker(parent):
     def make(name, extra=(), rows=None, **sizes):
-        folder = tmp_path / name
+        folder = parent / name
         tokens = save_tokenizer(folder, extra)
         save_llama(folder, rows or tokens, **sizes)
         return folder
@@ -44,6 +58,7 @@ def make_pair_config():
     """make_pair_config(target_folder, draft_folder, **fields) -> PairConfig that loads both from disk."""
 
     def make(target, draft, **fields):
-        return PairConfig(name="test", target=Checkpoint(id="t", path=str(target)), draft=Checkpoint(id="d", path=str(draft)), **fields)
+        target, draft = Checkpoint(id="t", path=str(target)), Checkpoint(id="d", path=str(draft))
+        return PairConfig(name="test", target=target, draft=draft, **fields)
 
     return make

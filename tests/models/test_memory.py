@@ -17,7 +17,8 @@ LLAMA_7B = Shape(4096, 11008, 32, 32, 32, 32000)
 
 
 @pytest.mark.parametrize("shape", [
-    tiny_shape(3), replace(tiny_shape(2), tie_word_embeddings=True), replace(tiny_shape(2), head_dim=32, num_key_value_heads=4)])
+    tiny_shape(3), replace(tiny_shape(2), tie_word_embeddings=True),
+    replace(tiny_shape(2), head_dim=32, num_key_value_heads=4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weight_bytes_are_those_of_the_built_model(shape, dtype):
     model = LlamaForCausalLM(llama_config(shape)).to(dtype)
@@ -53,7 +54,8 @@ def test_a_pair_that_does_not_fit_is_refused_with_both_numbers(monkeypatch):
 
 def test_no_machine_holds_a_model_of_a_petabyte():
     shape = Shape(2**20, 2**20, 200, 8, 8, 32000)
-    config = PairConfig(name="huge", weights="random", target=Checkpoint(id="t", shape=shape), draft=Checkpoint(id="d", shape=shape))
+    target, draft = Checkpoint(id="t", shape=shape), Checkpoint(id="d", shape=shape)
+    config = PairConfig(name="huge", weights="random", target=target, draft=draft)
     with pytest.raises(UserError, match="The pair huge needs"):
         load_pair(config)
 

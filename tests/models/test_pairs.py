@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def refusal(config, device="cpu", dtype=None):
 
 @pytest.fixture
 def two(make_checkpoint, make_pair_config):
-    target, draft = make_checkpoint("target"), make_checkpoint("draft", seed=1, num_hidden_layers=1, max_position_embeddings=64)
+    target = make_checkpoint("target")
+    draft = make_checkpoint("draft", seed=1, num_hidden_layers=1, max_position_embeddings=64)
     return target, draft, make_pair_config(target, draft)
 
 
@@ -111,6 +113,12 @@ def test_an_unusable_folder_is_refused_before_weights(two, break_it, words):
     assert "draft" in message
 
 
+@pytest.mark.skipif(bool(find_spec("sentencepiece")), reason="sentencepiece is installed here, so nothing is to be refused")
+def test_a_sentencepiece_tokenizer_without_its_reader_is_refused(two):
+    (two[0] / "tokenizer.json").rename(two[0] / "tokenizer.model")
+    assert "pip install sentencepiece protobuf" in refusal(two[2])
+
+
 def edit(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -129,7 +137,7 @@ def only_an_index(folder):
 
 @pytest.mark.parametrize(("break_it", "words"), [
     (truncate, "truncated or corrupt"),
-    (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.example/spec/v1\noid sha256:0\n"), "truncated or corrupt"),
+    (lambda folder: (folder / "model.safetensors").write_text("version 1 of a pointer\nsize 9\n"), "truncated or corrupt"),
     (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or corrupt"),
     (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
     (only_an_index, "lacks 2 of 2 weight files"),

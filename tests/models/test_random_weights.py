@@ -14,7 +14,8 @@ from gammatune.models.tiny import ByteTokenizer, tiny_shape
 @pytest.fixture
 def config():
     target = Checkpoint(id="somebody/large", shape=tiny_shape(4, vocab_size=320))
-    draft = Checkpoint(id="somebody/small", shape=replace(tiny_shape(2, vocab_size=300, context=256), tie_word_embeddings=True))
+    small = replace(tiny_shape(2, vocab_size=300, context=256), tie_word_embeddings=True)
+    draft = Checkpoint(id="somebody/small", shape=small)
     return PairConfig(name="pair", weights="random", target=target, draft=draft)
 
 

@@ -67,7 +67,8 @@ def store_cell(cell: Path, turns: list[TurnLog], provenance: dict | None = None,
     (cell / "turns.jsonl").write_text(lines)
     record = {"schema": 1, "status": "ok", "exact": True, "near_ties": 0, "turns": len(turns),
               "rounds": sum(len(t.rounds) for t in turns), "tokens": sum(len(t.output_ids) for t in turns),
-              "sha256": hashlib.sha256(lines.encode()).hexdigest(), "peak_host_mib": 1.0, "peak_device_mib": None, "error": None}
+              "sha256": hashlib.sha256(lines.encode()).hexdigest(), "error": None,
+              "peak_host_mib": 1.0, "peak_device_mib": None}
     (cell / "done.json").write_text(json.dumps(record | done))
 
 
@@ -114,8 +115,8 @@ def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: fl
         drafted = draft_length(policy, planned, left)
         accepted = next((i for i in range(drafted) if not left[i]), drafted)
         stop = "eos" if drafted == len(left) else "length" if drafted == planned else "policy"
-        times = {"draft_ms": slow * drafted * clock.gauss(2.2, 0.1), "verify_ms": slow * clock.gauss(21 + 0.5 * drafted, 0.5),
-                 "policy_ms": 0.01 * bool(planned)}
+        times = {"draft_ms": slow * drafted * clock.gauss(2.2, 0.1),
+                 "verify_ms": slow * clock.gauss(21 + 0.5 * drafted, 0.5), "policy_ms": 0.01 * bool(planned)}
         finished = Round(planned, drafted, accepted, min(accepted + 1, len(left)), drafted, stop, 40 + done, **times,
                          state=policy.state())
         policy.observe(finished)
@@ -125,7 +126,7 @@ def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: fl
 
 
 def draft_length(policy: Policy, planned: int, hits: list[bool]) -> int:
-    """Tokens drafted: a draft that will be wrong doubts itself, and a policy that watches it stops there (token included)."""
+    """Tokens drafted: a draft that will be wrong doubts itself, and a policy that watches stops there (included)."""
     reach = min(planned, len(hits))
     if not policy.watches_draft:
         return reach

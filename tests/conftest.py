@@ -1,0 +1,90 @@
+"""What several folders of tests share: composing configs, short questions, running the main job inside this process."""
+
+import json
+import os
+import runpy
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Before torch is imported: tiny tensors gain nothing from threads and lose much where the cores are busy.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from gammatune.config import read_config, register_schemas
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+QUESTIONS = (
+    {"question_id": 9, "category": "qa", "turns": ["Why does ice float?"]},
+    {"question_id": 2, "category": "math_reasoning", "turns": ["2 + 2 ="]},
+    {"question_id": 5, "category": "writing", "turns": ["A poem.", "Shorter."]},
+)
+
+
+@pytest.fixture(scope="session")
+def compose_run():
+    """compose_run(*overrides) -> the composed config, as run.py gets it."""
+
+    def composed(*overrides):
+        register_schemas()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return compose("run", overrides=list(overrides))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def make_config(compose_run):
+    """make_config(*overrides) -> checked RunConfig."""
+    return lambda *overrides: read_config(compose_run(*overrides))
+
+
+@pytest.fixture(scope="session")
+def question_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    return path
+
+
+@pytest.fixture(scope="session")
+def small(question_file):
+    """Overrides of a run that takes under a second: the tiny pair, three short questions, twelve tokens an answer."""
+    return ("model_pair=tiny-random", "tasks=specbench", f"tasks.path={question_file}", "tasks.checksum=null",
+            "decode.max_new_tokens=12")
+
+
+@dataclass
+class Ended:
+    """How a call of run.py ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def call_run(monkeypatch, capfd, tmp_path):
+    """call_run(*arguments) -> Ended: run.py as the command line runs it, in this process and in an empty folder."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def call(*arguments):
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "run.py"), *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        return Ended(ended.value.code, *capfd.readouterr())
+
+    return call

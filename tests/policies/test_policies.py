@@ -1,0 +1,114 @@
+"""Each rule against hand-computed rounds."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gammatune.errors import UserError
+from gammatune.policies import POLICIES, DraftSignal
+from gammatune.rounds import Round
+
+
+def finished(planned: int, accepted: int, drafted: int | None = None, stop: str = "length") -> Round:
+    drafted = planned if drafted is None else drafted
+    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 10)
+
+
+def signal(top1: float, chosen: float | None = None) -> DraftSignal:
+    return DraftSignal(index=0, top1=top1, entropy=1.0, margin=0.1, chosen=top1 if chosen is None else chosen)
+
+
+def test_gammatune_worked_example():
+    """Start 3: A=3 -> gamma 5, mean 3; A=2 -> mean 2.7, gamma 3; A=3 -> gamma 5, mean 2.7."""
+    policy = POLICIES["gammatune"](gamma=3)
+    seen = []
+    for accepted in (3, 2, 3):
+        policy.observe(finished(policy.plan(), accepted))
+        seen.append((policy.plan(), policy.mean))
+    assert seen == [(5, 3.0), (3, pytest.approx(2.7)), (5, pytest.approx(2.7))]
+
+
+def test_gammatune_clips_the_mean_and_not_the_growth():
+    policy = POLICIES["gammatune"](gamma=12, gamma_max=10)
+    policy.observe(finished(12, 12))
+    assert policy.plan() == 14
+    policy.observe(finished(14, 13))
+    assert (policy.mean, policy.plan()) == (10, 10)
+    for _ in range(60):
+        policy.observe(finished(policy.plan(), 0))
+    assert (policy.mean, policy.plan()) == (1, 1)
+
+
+def test_gammatune_clip_expand_caps_growth():
+    policy = POLICIES["gammatune"](gamma=9, clip_expand="gamma_max")
+    policy.observe(finished(9, 9))
+    assert policy.plan() == 10
+
+
+@pytest.mark.parametrize("full, expected", [("planned", 3), ("drafted", 4)])
+def test_gammatune_plus_full_acceptance_of_a_shortened_block(full, expected):
+    policy = POLICIES["gammatune_plus"](gamma=3, full=full)
+    policy.observe(finished(3, 2, drafted=2, stop="policy"))
+    assert policy.plan() == expected
+
+
+def test_gammatune_plus_stops_under_tau_only():
+    policy = POLICIES["gammatune_plus"](tau=0.4)
+    assert policy.keep_drafting(signal(0.4)) and not policy.keep_drafting(signal(0.399))
+
+
+def test_ignore_cut_learns_nothing_from_cut_rounds():
+    for ignore, gamma in ((True, 3), (False, 5)):
+        policy = POLICIES["gammatune"](gamma=3, ignore_cut=ignore, full="drafted")
+        policy.observe(finished(3, 3, stop="budget"))
+        assert policy.plan() == gamma
+
+
+def test_hf_heuristic_climbs_by_two_and_falls_by_one_never_under_one():
+    policy = POLICIES["hf_heuristic"](gamma=2)
+    plans = []
+    for share in (1, 0, 0, 0, 0, 1):
+        policy.observe(finished(policy.plan(), policy.plan() if share else 0))
+        plans.append(policy.plan())
+    assert plans == [4, 3, 2, 1, 1, 3]
+
+
+def test_hf_heuristic_has_no_upper_bound():
+    policy = POLICIES["hf_heuristic"]()
+    for _ in range(50):
+        policy.observe(finished(policy.plan(), policy.plan()))
+    assert policy.plan() == 105
+
+
+def test_hf_confidence_reads_the_drafted_tokens_own_probability():
+    policy = POLICIES["hf_confidence"]()
+    assert policy.plan() == 20
+    assert not policy.keep_drafting(signal(top1=0.9, chosen=0.39)) and policy.keep_drafting(signal(top1=0.1, chosen=0.4))
+    assert POLICIES["hf_confidence"](threshold=0.0).keep_drafting(signal(0.0))
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("fixed", {"gamma": -1}), ("gammatune", {"gamma": 0}), ("gammatune", {"eta": 1.1}), ("gammatune", {"eta": -0.1}),
+    ("gammatune", {"delta": -1}), ("gammatune", {"gamma_min": 0}), ("gammatune", {"gamma_min": 5, "gamma_max": 4}),
+    ("gammatune", {"full": "some"}), ("gammatune", {"clip_expand": "all"}), ("gammatune_plus", {"tau": 1.5}),
+    ("hf_heuristic", {"gamma": 0}), ("hf_confidence", {"threshold": 2.0}), ("fixed", {"carry": "day"}),
+    ("gammatune_plus", {"stop_token": "maybe"})])
+def test_settings_out_of_range_are_refused_by_name(name, wrong):
+    with pytest.raises(UserError, match=f"{list(wrong)[-1]}|gamma_max"):
+        POLICIES[name](**wrong)
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+@given(shares=st.lists(st.floats(0, 1), min_size=1, max_size=40))
+def test_state_restores_and_reset_forgets(name, shares):
+    """From a logged state a fresh policy goes on as the old one; after reset it is a new one. Plans are never negative."""
+    policy, fresh = POLICIES[name](), POLICIES[name]()
+    start = policy.state(), policy.plan()
+    for share in shares:
+        planned = policy.plan()
+        assert isinstance(planned, int) and planned >= 0
+        policy.observe(finished(planned, round(share * planned)))
+    fresh.restore(policy.state())
+    assert (fresh.plan(), fresh.state()) == (policy.plan(), policy.state())
+    policy.reset()
+    assert (policy.state(), policy.plan()) == start

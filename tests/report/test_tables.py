@@ -1,0 +1,141 @@
+"""Tables say what the numbers are, whose they are, and what is missing."""
+
+import csv
+import json
+import math
+
+import pandas as pd
+import pytest
+from stored import Recipe, change_done, store_run
+
+from gammatune.report import tables
+from gammatune.report.names import arm_names
+from gammatune.report.results import results_table
+from gammatune.report.store import read_run
+
+GRID = ("ar", "fixed-1", "fixed-4", "gammatune-1", "gammatune-4")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return store_run(tmp_path / "demo_run", Recipe(questions=3))
+
+
+def test_results_have_a_row_per_task_and_arm_and_overall(folder):
+    results = results_table(read_run(folder))
+    assert list(dict.fromkeys(results["task"])) == ["mt_bench", "translation", "math_reasoning", "overall"]
+    assert len(results) == 4 * 5
+    assert set(results.loc[results["task"] == "overall", "questions"]) == {9}
+    assert (results.loc[results["label"] == "ar", "speedup"] == 1.0).all()
+
+
+def test_both_acceptance_rates_are_columns(folder):
+    results = results_table(read_run(folder))
+    drafting = results[results["label"] != "ar"]
+    assert (drafting["acceptance_rate"] != drafting["acceptance_rate_per_question"]).any()
+    view = tables.details_view(results, arm_names(read_run(folder).arms))
+    assert {"acceptance rate (pooled)", "acceptance rate (mean over questions)"} <= set(view.columns)
+
+
+def test_summary_names_every_arm_and_fits_a_terminal(folder):
+    text = tables.summary_table(read_run(folder))
+    assert all(name in text for name in ("autoregressive", "fixed 2", "fixed 5", "GammaTune", "GammaTune+"))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_arm_summaries_are_plain_json(folder):
+    summaries = tables.arm_summaries(read_run(folder))
+    assert json.loads(json.dumps(summaries, allow_nan=False)) == summaries
+    assert [s["policy"] for s in summaries] == ["ar", "fixed-2", "fixed-5", "gammatune-3", "gammatune_plus-3"]
+    baseline = {"policy": "ar", "speedup": 1.0, "mean_accepted_tokens": 1.0, "acceptance_rate": None, "exact": True}
+    assert summaries[0] == baseline
+    assert isinstance(summaries[1]["speedup"], float)
+
+
+def test_wrong_output_gives_no_number_and_is_named(folder):
+    change_done(folder, "fixed-5", status="wrong_output", exact=False)
+    run = read_run(folder)
+    text = tables.summary_table(run)
+    assert "1 arm left out: fixed-5 (wrong_output)." in text
+    assert "fixed 5" not in text
+    assert "1 arm left out: fixed-5 (wrong_output)." in tables.describe(run)
+    assert "fixed-5" not in [s["policy"] for s in tables.arm_summaries(run)]
+
+
+@pytest.mark.parametrize(("facts", "broken", "sentence"), [
+    ({"random_weights": True}, None, "weights are random"), ({}, "ar", "autoregressive arm is missing")])
+def test_no_speedup_where_none_may_be_formed(tmp_path, facts, broken, sentence):
+    folder = store_run(tmp_path / "run", Recipe(questions=2, facts=facts))
+    if broken:
+        change_done(folder, broken, status="error")
+    run = read_run(folder)
+    assert all(s["speedup"] is None for s in tables.arm_summaries(run))
+    assert sentence in tables.summary_table(run)
+    assert not any(file.stem == "speedup" for file in tables.write_tables(run, tmp_path / "out"))
+
+
+def test_exact_column_tells_ties_and_sampling_apart(folder):
+    change_done(folder, "fixed-2", near_ties=2)
+    change_done(folder, "fixed-5", exact=None)
+    text = tables.summary_table(read_run(folder))
+    assert "yes (2 near ties)" in text and "sampled" in text
+
+
+def test_caption_carries_where_the_numbers_come_from(folder):
+    caption = tables.describe(read_run(folder))
+    for fact in ("smollm2-draft-135m", "eager", "Test CPU", "fp32", "gammatune 0.1.0 (commit 0123456789+changes)",
+                 "questions 9", "repetitions 2", "± is the standard deviation over questions"):
+        assert fact in caption
+
+
+def test_csv_holds_numbers_as_numbers_and_agrees_with_the_frame(folder, tmp_path):
+    run = read_run(folder)
+    tables.write_tables(run, tmp_path / "out")
+    with (tmp_path / "out" / "details.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = results_table(run)
+    assert [float(row["speedup"]) for row in rows] == pytest.approx(expected["speedup"].tolist())
+    assert all("±" not in value and "%" not in value for row in rows for value in row.values())
+
+
+def test_the_three_formats_hold_the_same_cells(folder, tmp_path):
+    run = read_run(folder)
+    tables.write_tables(run, tmp_path / "out")
+    markdown = (tmp_path / "out" / "speedup.md").read_text()
+    latex = (tmp_path / "out" / "speedup.tex").read_text()
+    for cell in tables.speedup_view(results_table(run), arm_names(run.arms))["overall"]:
+        assert cell in markdown
+        assert cell.replace("±", r"$\pm$") in latex
+    assert r"\toprule" in latex and r"\bottomrule" in latex
+
+
+def test_latex_is_escaped():
+    view = pd.DataFrame({"a_b": ["50% & {x}"]})
+    latex = tables.to_latex(view, "caption_of #1", "tab:x")
+    assert r"a\_b" in latex and r"50\% \& \{x\}" in latex and r"\caption{caption\_of \#1}" in latex
+
+
+def test_timing_shares_sum_to_one(folder):
+    timing = tables.timing_table(read_run(folder))
+    shares = timing[[column for column in timing if column.endswith("_share")]].sum(axis=1)
+    assert shares.tolist() == pytest.approx([1.0] * 5)
+    assert not any("p99" in column for column in timing)
+
+
+def test_positions_cover_the_longest_block(folder):
+    positions = tables.position_table(read_run(folder))
+    assert positions.loc[positions["label"] == "fixed-5", "position"].tolist() == [1, 2, 3, 4, 5]
+    assert "ar" not in set(positions["label"])
+
+
+def test_gain_over_mean_fixed_stands_under_a_grid_of_starts(tmp_path):
+    run = read_run(store_run(tmp_path / "grid", Recipe(arms=GRID, questions=2, repetitions=1)))
+    assert any("GammaTune:" in s and "against fixed gamma" in s for s in tables.notes(run))
+    assert arm_names(run.arms)["gammatune-4"] == "GammaTune from 4"
+
+
+def test_one_question_is_enough_for_a_table(tmp_path):
+    run = read_run(store_run(tmp_path / "one", Recipe(tasks=("qa",), questions=1, repetitions=1)))
+    overall = results_table(run).iloc[-1]
+    assert math.isnan(overall["speedup_low"]) and overall["speedup"] > 0
+    assert "GammaTune" in tables.summary_table(run)
