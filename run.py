@@ -74,7 +74,7 @@ def report(path: Path) -> None:
     print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run) + failed)
     if run.left_out:
         raise UserError(f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "
-                        "command tries again.")
+                        "command tries again those that ended in an error.")
 
 
 def describe_failure(label: str, reason: str) -> dict:

@@ -1,4 +1,7 @@
-"""What several folders of tests share: composing configs, short questions, running the main job inside this process."""
+"""What several folders of tests share.
+
+Composing configs, short questions, running the main job inside this process, and a seam at which decoding can be watched or disturbed.
+"""
 
 import json
 import os
@@ -16,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from gammatune.config import read_config, register_schemas
+from gammatune.experiment import runner as runner_module
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -88,3 +92,23 @@ def call_run(monkeypatch, capfd, tmp_path):
         return Ended(ended.value.code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def on_answer(monkeypatch):
+    """on_answer(action): call action(made, policy) with every answer before it is logged; it may change or raise.
+
+    Warm-up answers pass no seed and are left alone.
+    """
+    original = runner_module.generate_speculative
+
+    def install(action):
+        def watched(runtime, prompt, policy, decode, *seed):
+            made = original(runtime, prompt, policy, decode, *seed)
+            if seed:
+                action(made, policy)
+            return made
+
+        monkeypatch.setattr(runner_module, "generate_speculative", watched)
+
+    return install

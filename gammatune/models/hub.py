@@ -47,8 +47,8 @@ def download(role: str, checkpoint: Checkpoint, revision: str | None, patterns: 
         offline = not hub_answers(name, revision)
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except GatedRepoError as error:
-        raise UserError(f"{name} is gated: accept the licence on the model's page with your account and log in with "
-                        f"`hf auth login`, or {local}.") from error
+        raise UserError(f"{name} is gated: accept the licence on the model's page with your account and log in with `hf "
+                        f"auth login`, or {local}.") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{name} has no revision {revision}: correct model_pair.{role}.revision, or {local}.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:

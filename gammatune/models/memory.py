@@ -80,7 +80,5 @@ def require_memory(name: str, needs: list[Need], device: torch.device) -> None:
     free = free_bytes(device)
     if needed > free:
         raise UserError(f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
-                        "tokens of "
-                        f"cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a 16-bit dtype, "
-                        "or on a "
-                        "GPU model_pair.target.quantization=int8.")
+                        f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
+                        "16-bit dtype, or on a GPU model_pair.target.quantization=int8.")

@@ -69,8 +69,7 @@ def choose_device(device: str) -> torch.device:
         raise UserError(f"The device {device} is not supported: use cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: "
-                        "use one "
-                        "that exists, or cpu.")
+                        "use one that exists, or cpu.")
     return chosen
 
 
@@ -126,12 +125,12 @@ def require_same_tokens(target: Located, target_tokenizer, draft: Located, draft
     if ours != theirs:
         token_id, token = min(ours ^ theirs)
         side = "target" if (token_id, token) in ours else "draft"
-        raise UserError(f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and {len(theirs)} "
-                        f"tokens; first difference: id {token_id} is {token!r} to the {side} only): choose a draft of the "
-                        "target's own family.")
+        raise UserError(f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and "
+                        f"{len(theirs)} tokens; first difference: id {token_id} is {token!r} to the {side} only): choose a "
+                        "draft of the target's own family.")
     if max(ours)[0] >= min(rows):
-        raise UserError(f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one of "
-                        f"them has only {min(rows)} output rows: choose a draft that can produce every token.")
+        raise UserError(f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one "
+                        f"of them has only {min(rows)} output rows: choose a draft that can produce every token.")
 
 
 def assemble(config: PairConfig, models: tuple, tokenizer, identity: dict) -> Pair:

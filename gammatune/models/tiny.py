@@ -100,8 +100,8 @@ def build_tiny_models(target_shape: Shape, draft_shape: Shape, settings: TinySet
     different = [key for key, value in vars(target_shape).items() if value != vars(draft_shape)[key]]
     if set(different) - {"num_hidden_layers"} or draft_shape.num_hidden_layers > target_shape.num_hidden_layers:
         raise UserError(f"model_pair.draft.shape differs from model_pair.target.shape in {', '.join(different)}: the "
-                        "tiny-random "
-                        "draft is the first layers of its target, so give both the same sizes and the draft no more layers.")
+                        "tiny-random draft is the first layers of its target, so give both the same sizes and the draft "
+                        "no more layers.")
     target = LlamaForCausalLM(llama_config(target_shape))
     draw_weights(target, torch.Generator().manual_seed(settings.seed))
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import corpus, prompts
-from .evaluate import answer_text, chat_ids
+from .specbench import answer_text, chat_ids
 from .fast_llama import FastLlama
 from .teacher import Sample, Settings, generate, load_samples, save_samples
 

@@ -17,10 +17,7 @@ BINS = np.linspace(0, 1, 11)
 
 @dataclass
 class Bits:
-    """Per answer token of one sample: whether the draft matched, its top-1 probability, its token's logits.
-
-    ``top1`` and ``matched`` are (m,); ``logits`` keeps nothing unless temperatures are fitted.
-    """
+    """Per answer token of one sample: whether the draft ``matched`` (m,) and its ``top1`` probability (m,)."""
 
     kind: str
     matched: np.ndarray
@@ -95,3 +92,17 @@ def reliability(bits: list[Bits]) -> list[dict]:
         for i in range(len(BINS) - 1)
         if (where == i).any()
     ]
+
+
+def match_log_loss(bits: list[Bits]) -> float:
+    """Mean binary log loss of the top-1 probability as a forecast of a match."""
+    top1, matched = (np.concatenate([getattr(b, name) for b in bits]) for name in ("top1", "matched"))
+    forecast = np.clip(np.where(matched, top1, 1 - top1), 1e-4, 1)
+    return float(-np.log(forecast).mean())
+
+
+def fit_temperature(draft, samples: list[Sample]) -> float:
+    """The temperature whose top-1 probabilities forecast matches best on ``samples``."""
+    grid = np.arange(0.6, 1.51, 0.05)
+    losses = [match_log_loss(agreement_bits(draft, samples, float(t))) for t in grid]
+    return round(float(grid[int(np.argmin(losses))]), 2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -109,6 +109,12 @@ class Draft(nn.Module):
             x = layer(x, cos, sin)
         return F.rms_norm(x, (self.shape.hidden,), self.norm.cast(), self.shape.eps)
 
+    def load(self, folder: Path) -> Draft:
+        """Replace the weights by those that :func:`export` wrote to ``folder``."""
+        stored = load_file(folder / "model.safetensors")
+        self.load_state_dict({name.removeprefix("model."): value.float() for name, value in stored.items()})
+        return self
+
 
 class SubsetCrossEntropy(torch.autograd.Function):
     """Cross-entropy to sparse targets over a vocabulary subset, in chunks that stay in cache.
@@ -205,8 +211,3 @@ def llama_config(shape: Shape) -> dict:
         "pad_token_id": 2,
         "dtype": "bfloat16",
     }
-
-
-def shape_json(shape: Shape) -> str:
-    """The shape as one line of JSON, for checkpoints and logs."""
-    return json.dumps(asdict(shape))

@@ -185,3 +185,17 @@ def test_the_real_target_answers(fetched, tmp_path):
     with torch.inference_mode():
         text = pair.target.generate(ids, max_new_tokens=12, do_sample=False)
     assert "Paris" in pair.tokenizer.decode(text[0, ids.shape[1]:])
+
+
+@pytest.mark.embedded
+@pytest.mark.usefixtures("fetched")
+def test_the_shipped_draft_often_says_what_the_target_says():
+    draft = Checkpoint(id="embedded")
+    pair = load_pair(PairConfig(name="shipped", source="embedded", target=Checkpoint(id="t"), draft=draft))
+    chat = [{"role": "user", "content": "Explain in two sentences why leaves are green."}]
+    prompt = pair.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = torch.tensor([pair.tokenizer.encode(prompt, add_special_tokens=False)])
+    with torch.inference_mode():
+        text = pair.target.generate(ids, max_new_tokens=40, do_sample=False)
+        said = pair.draft(text).logits[0, ids.shape[1] - 1:-1].argmax(-1)
+    assert (said == text[0, ids.shape[1]:]).float().mean() > 0.3

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import checkpoint_maker
+from tiny_checkpoints import checkpoint_maker
 
 COMMIT = "a" * 40
 CLIENT = """
@@ -120,7 +120,7 @@ def answers(tmp_path_factory):
 def load_all(folder, port):
     """The answers to CASES of a fresh process, since the hub's address is read when its client is imported."""
     settings = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1",
-                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+                "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", CLIENT, json.dumps(list(CASES.values()))], env={**os.environ, **settings},
                           check=True, capture_output=True, text=True, timeout=100)
     return dict(zip(CASES, json.loads(done.stdout), strict=True))

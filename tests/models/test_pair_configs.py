@@ -6,6 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from gammatune.models.checkpoints import read_config, shape_of
+from gammatune.models.embedded import DRAFT_FOLDER
 from gammatune.models.memory import Need, weight_bytes
 from gammatune.models.spec import PairConfig
 
@@ -43,3 +45,7 @@ def test_a_shape_has_the_published_number_of_parameters(name):
 
 def test_all_pairs_are_covered():
     assert {path.stem for path in PAIRS} == {*SIZES, "smollm2-draft-135m", "tiny-random"}
+
+
+def test_the_shipped_drafts_shape_is_the_one_in_its_config():
+    assert shape_of(read_config("draft", "shipped", DRAFT_FOLDER)) == read(FOLDER / "smollm2-draft-135m.yaml").draft.shape

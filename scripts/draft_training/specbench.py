@@ -1,4 +1,4 @@
-"""Exact greedy acceptance of a draft, from teacher-forced agreement with the target's own output."""
+"""SpecBench: its questions, and the target's own greedy answers to them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,161 @@
+"""Train the embedded draft model: corpus, teacher, train, evaluate, ship.
+
+Runs every step in order and skips what already exists in the work folder, so an interrupted run can simply
+be started again. ``python scripts/train_draft.py --specbench question.jsonl`` does everything on the CPU;
+``--device cuda`` uses a GPU. ``--steps train ship`` runs only the named steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from draft_training import corpus, dataset, measure, specbench, student, teacher, train  # noqa: E402
+from draft_training.fast_llama import FastLlama  # noqa: E402
+
+STEPS = ("corpus", "teacher", "train", "evaluate", "ship")
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="folder of the target checkpoint; default: the embedded one")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "draft", help="work folder")
+    parser.add_argument("--output", type=Path, default=ROOT / "gammatune" / "models" / "embedded_draft")
+    parser.add_argument("--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=2, help="single-threaded processes on the CPU")
+    parser.add_argument("--rounds", type=int, default=12, help="teacher shards of every kind of prompt")
+    parser.add_argument("--minutes", type=float, default=40.0, help="training time")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from")
+    parser.add_argument("--run", default="run", help="name of the training run inside the work folder")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def find_target(args: argparse.Namespace) -> Path:
+    """The target checkpoint's folder."""
+    if args.target:
+        return args.target
+    from gammatune.models.embedded import fetch_target
+
+    return Path(fetch_target())
+
+
+def spawn(args: argparse.Namespace, step: str) -> None:
+    """Run one step as several single-threaded processes, which share two busy cores better than threads do."""
+    count = args.workers if args.device == "cpu" else 1
+    command = [sys.executable, __file__, *sys.argv[1:], "--steps", step, "--worker"]
+    processes = [subprocess.Popen([*command, str(worker)]) for worker in range(count)]
+    if any([process.wait() for process in processes]):
+        raise SystemExit(f"a worker of step {step} failed")
+
+
+def run_corpus(args: argparse.Namespace) -> None:
+    """Fetch the text packages."""
+    corpus.fetch_packages(args.work / "packages")
+
+
+def run_teacher(args: argparse.Namespace) -> None:
+    """Generate the teacher shards."""
+    if args.worker is None:
+        return spawn(args, "teacher")
+    count = args.workers if args.device == "cpu" else 1
+    torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    target, shards = find_target(args), args.work / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    maker = dataset.Maker(
+        model=FastLlama(target, args.device),
+        tokenizer=AutoTokenizer.from_pretrained(target),
+        packages=args.work / "packages",
+        shards=shards,
+        overlap=dataset.OverlapFilter(args.specbench),
+        worker=args.worker,
+        workers=count,
+    )
+    maker.run(dataset.plan(args.rounds))
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Distil the draft unless this run has already finished."""
+    output = args.work / args.run
+    if (output / "finished").exists():
+        return
+    recipe = train.Recipe(
+        shape=student.Shape(sources=args.sources),
+        minutes=args.minutes,
+        rate=args.rate,
+        optimiser=args.optimiser,
+        device=args.device,
+    )
+    train.train(find_target(args), args.work / "shards", output, recipe, args.workers if args.device == "cpu" else 1)
+    (output / "finished").touch()
+
+
+def stored_draft(args: argparse.Namespace) -> student.Draft:
+    """The draft of the training run."""
+    output = args.work / args.run
+    saved = json.loads((output / "recipe.json").read_text())["shape"]
+    shape = student.Shape(**{f.name: saved[f.name] for f in fields(student.Shape)})
+    return student.Draft(find_target(args), shape, args.device).load(output)
+
+
+def truth(args: argparse.Namespace) -> list[teacher.Sample]:
+    """The target's fp32 greedy answers to SpecBench, generated once."""
+    path = args.work / "specbench_teacher.pt"
+    if not path.exists():
+        target = find_target(args)
+        model = FastLlama(target, args.device, torch.float32)
+        questions = specbench.load_questions(args.specbench)
+        teacher.save_samples(
+            path, specbench.specbench_outputs(model, AutoTokenizer.from_pretrained(target), questions)
+        )
+    return teacher.load_samples(path)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Fit the temperature on the dev set; measure dev and SpecBench."""
+    draft = stored_draft(args)
+    dev = [s for p in sorted((args.work / "shards").glob("dev-*.pt")) for s in teacher.load_samples(p)]
+    temperature = measure.fit_temperature(draft, dev)
+    result = {"temperature": temperature, "dev": measure.summarise(measure.agreement_bits(draft, dev, temperature))}
+    if args.specbench:
+        result["specbench"] = measure.summarise(measure.agreement_bits(draft, truth(args), temperature))
+    (args.work / args.run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({name: result[name]["tasks"] for name in result if name != "temperature"}, indent=1))
+
+
+def run_ship(args: argparse.Namespace) -> None:
+    """Write weights, config and evaluation to the package."""
+    evaluation = args.work / args.run / "evaluation.json"
+    student.export(stored_draft(args), args.output, json.loads(evaluation.read_text())["temperature"])
+    temporary = args.output / "evaluation.json.tmp"
+    temporary.write_text(evaluation.read_text())
+    temporary.rename(args.output / "evaluation.json")
+
+
+def main() -> None:
+    """Run the chosen steps in their fixed order."""
+    args = parse()
+    actions = {name: globals()[f"run_{name}"] for name in STEPS}
+    for step in STEPS:
+        if step in args.steps:
+            print(f"== {step}", flush=True)
+            actions[step](args)
+
+
+if __name__ == "__main__":
+    main()
