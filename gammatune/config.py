@@ -21,7 +21,9 @@ RUNTIMES = ("eager",)
 
 @dataclass
 class RuntimeConfig:
-    """How forwards run. device: auto, cpu, cuda or cuda:N. dtype: null takes the pair's. threads: CPU threads, null for torch's choice."""
+    """How forwards run. device: auto, cpu, cuda or cuda:N. dtype: null takes the pair's. threads: CPU threads, null for
+    torch's choice.
+    """
 
     name: str = "eager"
     device: str = "auto"

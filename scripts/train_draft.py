@@ -28,11 +28,17 @@ STEPS = ("corpus", "teacher", "train", "evaluate", "ship")
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, help="folder of the target checkpoint; default: the embedded one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--target", type=Path, help="folder of the target checkpoint; default: the embedded one"
+    )
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "draft", help="work folder")
     parser.add_argument("--output", type=Path, default=ROOT / "gammatune" / "models" / "embedded_draft")
-    parser.add_argument("--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training")
+    parser.add_argument(
+        "--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training"
+    )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes on the CPU")
@@ -40,7 +46,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=40.0, help="training time")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
-    parser.add_argument("--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from")
+    parser.add_argument(
+        "--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from"
+    )
     parser.add_argument("--run", default="run", help="name of the training run inside the work folder")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -55,12 +63,17 @@ def find_target(args: argparse.Namespace) -> Path:
     return Path(fetch_target())
 
 
+def process_count(args: argparse.Namespace) -> int:
+    """Parallel processes: several on the CPU, one on a GPU."""
+    return args.workers if args.device == "cpu" else 1
+
+
 def spawn(args: argparse.Namespace, step: str) -> None:
     """Run one step as several single-threaded processes, which share two busy cores better than threads do."""
-    count = args.workers if args.device == "cpu" else 1
+    count = process_count(args)
     command = [sys.executable, __file__, *sys.argv[1:], "--steps", step, "--worker"]
     processes = [subprocess.Popen([*command, str(worker)]) for worker in range(count)]
-    if any([process.wait() for process in processes]):
+    if any([process.wait() for process in processes]):  # noqa: C419 (wait for all of them)
         raise SystemExit(f"a worker of step {step} failed")
 
 
@@ -72,8 +85,9 @@ def run_corpus(args: argparse.Namespace) -> None:
 def run_teacher(args: argparse.Namespace) -> None:
     """Generate the teacher shards."""
     if args.worker is None:
-        return spawn(args, "teacher")
-    count = args.workers if args.device == "cpu" else 1
+        spawn(args, "teacher")
+        return
+    count = process_count(args)
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     target, shards = find_target(args), args.work / "shards"
     shards.mkdir(parents=True, exist_ok=True)
@@ -101,7 +115,7 @@ def run_train(args: argparse.Namespace) -> None:
         optimiser=args.optimiser,
         device=args.device,
     )
-    train.train(find_target(args), args.work / "shards", output, recipe, args.workers if args.device == "cpu" else 1)
+    train.train(find_target(args), args.work / "shards", output, recipe, process_count(args))
     (output / "finished").touch()
 
 
@@ -131,7 +145,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
     draft = stored_draft(args)
     dev = [s for p in sorted((args.work / "shards").glob("dev-*.pt")) for s in teacher.load_samples(p)]
     temperature = measure.fit_temperature(draft, dev)
-    result = {"temperature": temperature, "dev": measure.summarise(measure.agreement_bits(draft, dev, temperature))}
+    result: dict = {"temperature": temperature}
+    result["dev"] = measure.summarise(measure.agreement_bits(draft, dev, temperature))
     if args.specbench:
         result["specbench"] = measure.summarise(measure.agreement_bits(draft, truth(args), temperature))
     (args.work / args.run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """What several folders of tests share.
 
-Composing configs, short questions, running the main job inside this process, and a seam at which decoding can be watched or disturbed.
+Composing configs, short questions, running the main job inside this process, and a seam at which decoding can be watched
+or disturbed.
 """
 
 import json

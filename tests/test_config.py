@@ -26,8 +26,9 @@ POLICY_NAMES = ", ".join(sorted(POLICIES))
 DECODE = {"name": "x", "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 5}
 TASKS = {"name": "x", "source": "demo", "path": "q.jsonl", "checksum": "a" * 64, "include": "[qa]", "limit": 1, "seed": 3}
 RUNTIME = {"name": "eager", "device": "cpu", "dtype": "bf16", "threads": 3}
-SHAPE = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4,
-         "vocab_size": 250, "max_position_embeddings": 256, "rope_theta": 5000.0, "tie_word_embeddings": True, "head_dim": 32}
+SHAPE = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "vocab_size": 250, "max_position_embeddings": 256, "rope_theta": 5000.0,
+         "tie_word_embeddings": True, "head_dim": 32}
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
 POLICY = {"carry": "question", "stop_token": "exclude", "gamma": 7, "eta": 0.7, "delta": 3, "gamma_min": 2, "gamma_max": 4,
@@ -73,7 +74,8 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_it(compose_
     assert OmegaConf.masked_copy(OmegaConf.merge(composed, written), list(composed)) == composed
     assert composed != plain
     assert composed.tasks.name == groups["tasks"] and list(composed.policy) == list(groups["policy"])
-    told = compose_run(f"experiment={path.stem}", "tasks=qa", "policy=fixed", "decode.max_new_tokens=5", "starts=[2]", "tasks.limit=9")
+    told = compose_run(f"experiment={path.stem}", "tasks=qa", "policy=fixed", "decode.max_new_tokens=5", "starts=[2]",
+                       "tasks.limit=9")
     assert (told.tasks.name, list(told.policy), told.decode.max_new_tokens) == ("qa", ["fixed"], 5)
     assert (told.starts, told.tasks.limit) == ([2], 9)
 
@@ -114,9 +116,11 @@ def folder_of(make_config, small):
 
 
 HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != "name"] + [
-    ("decode.name=x",), ("seed=8",), ("starts=[4]",), ("policy=[fixed,gammatune]",), ("runtime.dtype=fp16",), ("runtime.threads=1",),
-    ("tasks.name=x",), ("tasks.include=[qa]",), ("tasks.limit=1",), ("tasks.limit=2", "tasks.seed=1"),
-    ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"), ("model_pair.name=x",), ("model_pair.cpu_dtype=bf16",),
+    ("decode.name=x",), ("seed=8",), ("starts=[4]",), ("policy=[fixed,gammatune]",), ("runtime.dtype=fp16",),
+    ("runtime.threads=1",), ("tasks.name=x",), ("tasks.include=[qa]",), ("tasks.limit=1",),
+    ("tasks.limit=2", "tasks.seed=1"),
+    ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"),
+    ("model_pair.name=x",), ("model_pair.cpu_dtype=bf16",),
     ("model_pair.target.quantization=int8",), ("model_pair.draft.shape.num_hidden_layers=2",),
     *((f"model_pair.target.shape.{key}={value}", f"model_pair.draft.shape.{key}={value}") for key, value in SHAPE.items()
       if key != "num_hidden_layers"),

@@ -85,13 +85,13 @@ class Cell:
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
-        if config.exists() and content_hash(read_json(config)) != content_hash(json.loads(json.dumps(self.content, default=str))):
+        if config.exists() and content_hash(read_json(config)) != content_hash(self.content):
             raise UserError(f"{config} does not describe this run (another pair, policy or task set): delete the folder "
                             f"{self.folder}, or choose another with results=FOLDER.")
         write_json(config, self.content)
 
     def read_turns(self):
-        """Yield (bytes of the line, TurnLog) in file order; a last line without its newline was cut by a kill and is left out."""
+        """Yield (bytes of the line, TurnLog) in file order, without a last line that a kill left without its newline."""
         if not self.turns_file.exists():
             return
         with self.turns_file.open("rb") as lines:
@@ -144,8 +144,8 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"Another process is already running {self.path}: wait for it, or choose another folder with "
-                                "results=FOLDER.") from error
+                raise UserError(f"Another process is already running {self.path}: wait for it, or choose another folder "
+                                "with results=FOLDER.") from error
             yield
 
 
@@ -164,5 +164,6 @@ def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFold
     contents = [{"schema": SCHEMA, **shared, "policy": arm.policy_name, "rule": type(arm.policy).__name__,
                  "settings": arm.settings} for arm in arms]
     path = results / f"{name}-{content_hash(contents)}"
-    cells = [Cell(arm, path / f"{arm.label}-{content_hash(content)}", content) for arm, content in zip(arms, contents, strict=True)]
+    cells = [Cell(arm, path / f"{arm.label}-{content_hash(content)}", content)
+             for arm, content in zip(arms, contents, strict=True)]
     return RunFolder(path, cells)

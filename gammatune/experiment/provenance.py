@@ -81,7 +81,8 @@ def describe_commit() -> str | None:
 
 
 def run_git(root: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    command = ["git", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def find_version(package: str) -> str | None:
@@ -94,4 +95,5 @@ def find_version(package: str) -> str | None:
 def measure_peaks(device: torch.device) -> dict:
     """Highest memory of this process so far, in MiB."""
     device_peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-    return {"peak_host_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1), "peak_device_mib": device_peak}
+    host_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"peak_host_mib": round(host_peak, 1), "peak_device_mib": device_peak}

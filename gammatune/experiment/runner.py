@@ -60,8 +60,8 @@ class Runner:
             "chat_template": self.pair.chat_template,
             "tasks": tasks,
             "decode": asdict(self.config.decode),
-            "runtime": {"name": self.config.runtime.name, "device": self.pair.device.type, "dtype": str(self.pair.dtype).split(".")[-1],
-                        "threads": self.config.runtime.threads},
+            "runtime": {"name": self.config.runtime.name, "device": self.pair.device.type,
+                        "dtype": str(self.pair.dtype).split(".")[-1], "threads": self.config.runtime.threads},
             "seed": self.config.seed,
         }
 
@@ -77,7 +77,7 @@ class Runner:
         return "started" if cell.turns_file.exists() else "new"
 
     def run(self) -> None:
-        """Run what is missing. Raises UserError when the folder cannot be used; leaves complete questions on disk whatever happens."""
+        """Run what is missing; complete questions stay on disk whatever happens. Raises UserError for an unusable folder."""
         with self.folder.lock():
             progress = [self.open_cell(cell) for cell in self.folder.cells]
             self.write_header()
@@ -105,8 +105,8 @@ class Runner:
             return write_json(path, {"schema": SCHEMA, **here, "sessions": [here["time"]]})
         there = read_json(path)
         if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != name_device(self.pair.device):
-            raise UserError(f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two machines do not "
-                            "mix, so choose another folder with results=FOLDER.")
+            raise UserError(f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
+                            "machines do not mix, so choose another folder with results=FOLDER.")
         return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
 
     def write_header(self) -> None:
@@ -160,7 +160,7 @@ class Runner:
             bar.write(f"{label} failed at {progress.failure}", file=sys.stderr)
             return
         progress.cell.append(turns)
-        tokens, rounds = (sum(len(part) for part in parts) for parts in zip(*((t.output_ids, t.rounds) for t in turns), strict=True))
+        tokens, rounds = sum(len(turn.output_ids) for turn in turns), sum(len(turn.rounds) for turn in turns)
         rate = tokens / sum(turn.wall_ms for turn in turns) * 1e3
         bar.set_description(f"{label} {question.task}")
         bar.set_postfix_str(f"{rate:.1f} tokens/s, {tokens / rounds:.2f} accepted")
@@ -187,8 +187,9 @@ class Runner:
 
     def finish(self, progress: list[Progress]) -> None:
         """Judge every arm against the reference and write its last word."""
+        questions, reference, greedy = self.questions.questions, self.folder.reference, self.config.decode.greedy
         for arm in progress:
-            summary = judge_cell(self.runtime, self.questions.questions, self.folder.reference, arm.cell, self.config.decode.greedy)
+            summary = judge_cell(self.runtime, questions, reference, arm.cell, greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.pair.device) | {"repetitions": self.config.repetitions})

@@ -35,7 +35,8 @@ def pair_questions(reference: Cell, cell: Cell):
         if not got:
             return
         if wanted and (wanted[0].question_id, wanted[0].repetition) != (got[0].question_id, got[0].repetition):
-            raise UserError(f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run again.")
+            raise UserError(f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run "
+                            "again.")
         yield wanted, got
 
 

@@ -89,7 +89,9 @@ def english_documents(folder: Path, rng: random.Random, shortest: int, longest: 
     for paragraphs in english_paragraphs(folder):
         current, goal = "", rng.randint(shortest, longest)
         for paragraph in paragraphs:
-            current = f"{current}\n{paragraph}".strip() if rng.random() < 0.3 else f"{current} {paragraph}".strip()
+            current = (
+                f"{current}\n{paragraph}".strip() if rng.random() < 0.3 else f"{current} {paragraph}".strip()
+            )
             if len(current) >= goal:
                 documents.append(current[:longest])
                 current, goal = "", rng.randint(shortest, longest)
@@ -103,7 +105,10 @@ def german_sentences(folder: Path) -> list[str]:
     lines = _read(folder / "usr/share/trans/de-en").split("\n")
     parts = [part.strip() for line in lines if "::" in line for part in line.split("::")[0].split("|")]
     examples = {p for p in parts if re.fullmatch(r"[A-ZÄÖÜ][^{}/;\[\]]{18,220}[.!?]", p) and p.count(" ") > 3}
-    patterns = ("usr/share/doc/debian-handbook/html/de-DE/*.html", "usr/share/stellarium/skycultures/*/*.de.utf8")
+    patterns = (
+        "usr/share/doc/debian-handbook/html/de-DE/*.html",
+        "usr/share/stellarium/skycultures/*/*.de.utf8",
+    )
     prose = {
         sentence
         for pattern in patterns
@@ -116,7 +121,7 @@ def german_sentences(folder: Path) -> list[str]:
 
 
 def wordnet_names(folder: Path) -> dict[str, list[str]]:
-    """WordNet lemmas by use: ``person``, ``place``, ``event``, ``noun``, and ``passage`` (name with its gloss)."""
+    """WordNet lemmas by use: ``person``, ``place``, ``event``, ``noun``; ``passage`` is a name with its gloss."""
     rules = {
         "person": r"\(\d{3,4}-\d{3,4}\)|\(born in \d{4}\)",
         "place": r"\b(city|town|river|lake|mountain|island|country|republic|capital|desert)\b",
@@ -128,7 +133,9 @@ def wordnet_names(folder: Path) -> dict[str, list[str]]:
             continue
         fields, gloss = line.split(), line.split("|", 1)[1].strip()
         lemma = max(fields[4 : 4 + 2 * int(fields[3], 16) : 2], key=len).replace("_", " ")
-        kind = next((key for key, rule in rules.items() if lemma[0].isupper() and re.search(rule, gloss)), None)
+        kind = next(
+            (key for key, rule in rules.items() if lemma[0].isupper() and re.search(rule, gloss)), None
+        )
         if kind:
             names[kind].append(lemma)
             names["passage"].append(f"{lemma} is {gloss.split(';')[0]}.")

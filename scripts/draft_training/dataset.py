@@ -11,8 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import corpus, prompts
-from .specbench import answer_text, chat_ids
 from .fast_llama import FastLlama
+from .specbench import answer_text, chat_ids
 from .teacher import Sample, Settings, generate, load_samples, save_samples
 
 NGRAM = 13
@@ -72,7 +72,9 @@ def load_material(folder: Path, shards: Path, tokenizer, split: str) -> prompts.
     rng = random.Random(7)
     texts = corpus.english_documents(folder, rng, 1800, 3600)
     texts = rng.sample(texts, min(len(texts), 1200))
-    written = [answer_text(tokenizer, s) for p in sorted(shards.glob("train-*-article.pt")) for s in load_samples(p)]
+    written = [
+        answer_text(tokenizer, s) for p in sorted(shards.glob("train-*-article.pt")) for s in load_samples(p)
+    ]
     german = corpus.german_sentences(folder)
     written = [text for text in written if len(text) > 1200]
 
@@ -91,9 +93,13 @@ def _answer(model: FastLlama, tokenizer, chats: list[list[str]], shard: Shard) -
     settings = ARTICLE if shard.kind == "article" else Settings()
     settings.seed = shard.seed
     samples = generate(model, [chat_ids(tokenizer, m) for m in first], settings, shard.name)
-    pairs = [(m, turns, s) for m, turns, s in zip(first, chats, samples) if len(turns) > 1]
+    pairs = [(m, turns, s) for m, turns, s in zip(first, chats, samples, strict=True) if len(turns) > 1]
     second = [
-        [*m, {"role": "assistant", "content": answer_text(tokenizer, s)}, {"role": "user", "content": turns[1]}]
+        [
+            *m,
+            {"role": "assistant", "content": answer_text(tokenizer, s)},
+            {"role": "user", "content": turns[1]},
+        ]
         for m, turns, s in pairs
     ]
     samples += generate(model, [chat_ids(tokenizer, m) for m in second], settings, f"{shard.name}, turn 2")
@@ -122,7 +128,9 @@ class Maker:
             if path.exists():
                 continue
             if shard.kind == "article" or shard.split not in materials:
-                materials[shard.split] = load_material(self.packages, self.shards, self.tokenizer, shard.split)
+                materials[shard.split] = load_material(
+                    self.packages, self.shards, self.tokenizer, shard.split
+                )
             self._make(shard, materials[shard.split], path)
             if shard.kind == "article":
                 materials.clear()

@@ -33,7 +33,7 @@ def agreement_bits(draft, samples: list[Sample], temperature: float = 1.0, block
         hidden = draft(ids[None])[0, sample.prompt_len - 1 :] / temperature
         wanted = torch.from_numpy(sample.ids[sample.prompt_len :].astype(np.int64)).to(ids.device)
         matched, top1 = [], []
-        for part, goal in zip(hidden.split(block), wanted.split(block)):
+        for part, goal in zip(hidden.split(block), wanted.split(block), strict=True):
             logits = F.linear(part, draft.embedding).float()
             best, choice = logits.max(-1)
             matched.append((choice == goal).cpu().numpy())

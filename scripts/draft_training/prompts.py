@@ -37,7 +37,10 @@ def conversation(rng: random.Random, material: Material) -> list[str]:
     """Two user turns of an open-ended chat: writing, role play, reasoning, maths, code, extraction, science."""
     category = rng.choice(sorted(words.CHATS))
     first = fill(rng.choice(words.CHATS[category]), rng, material.names)
-    return [first, fill(rng.choice(words.FOLLOW_UPS[category] + words.FOLLOW_UPS["any"]), rng, material.names)]
+    return [
+        first,
+        fill(rng.choice(words.FOLLOW_UPS[category] + words.FOLLOW_UPS["any"]), rng, material.names),
+    ]
 
 
 def translation(rng: random.Random, material: Material) -> list[str]:
@@ -89,7 +92,9 @@ def _asked(passage: str, rng: random.Random) -> str:
     """A question about a name or a content word of the passage."""
     capitals = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+(?: [A-Z][a-z]+)*", passage)
     content = [word for word in re.findall(r"[a-z]+", passage) if len(word) > 6] or ["subject"]
-    subject = rng.choice(capitals) if capitals and rng.random() < 0.6 else " ".join(rng.sample(content * 2, 2))
+    subject = (
+        rng.choice(capitals) if capitals and rng.random() < 0.6 else " ".join(rng.sample(content * 2, 2))
+    )
     return rng.choice(words.PASSAGE_QUESTIONS).format(subject)
 
 

@@ -35,12 +35,12 @@ def specbench_outputs(model: FastLlama, tokenizer, questions: list[dict]) -> lis
     first = [[{"role": "user", "content": q["turns"][0]}] for q in questions]
     samples = generate(model, [chat_ids(tokenizer, m) for m in first], Settings(), "turn 1")
     second, kinds = [], [q["task"] for q in questions]
-    for question, messages, sample in zip(questions, first, samples):
+    for question, messages, sample in zip(questions, first, samples, strict=True):
         if len(question["turns"]) > 1:
             reply = {"role": "assistant", "content": answer_text(tokenizer, sample)}
             second.append([*messages, reply, {"role": "user", "content": question["turns"][1]}])
             kinds.append(question["task"])
     samples += generate(model, [chat_ids(tokenizer, m) for m in second], Settings(), "turn 2")
-    for sample, kind in zip(samples, kinds):
+    for sample, kind in zip(samples, kinds, strict=True):
         sample.kind = kind
     return samples

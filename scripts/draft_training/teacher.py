@@ -90,7 +90,9 @@ def _prefill(model: FastLlama, prompts: list[list[int]], max_new: int) -> tuple[
     bias = torch.zeros(rows, 1, 1, width + max_new, dtype=model.dtype, device=model.device)
     labels = []
     for row, prompt in enumerate(prompts):
-        part = torch.empty(layers, 2, 1, model.kv, len(prompt), model.dim, dtype=model.dtype, device=model.device)
+        part = torch.empty(
+            layers, 2, 1, model.kv, len(prompt), model.dim, dtype=model.dtype, device=model.device
+        )
         hidden = model.prefill(torch.tensor([prompt], device=model.device), part)
         cache[:, :, row, :, width - len(prompt) : width] = part[:, :, 0]
         bias[row, ..., : width - len(prompt)] = -torch.inf
@@ -118,7 +120,10 @@ def generate_batch(model: FastLlama, prompts: list[list[int]], settings: Setting
         hidden = model.step(state.tokens, state.positions, state.cache, width + step, state.bias)
         state.positions = state.positions + 1
         labels = model.label(hidden)
-    return [_assemble(p, label, record, row) for row, (p, label) in enumerate(zip(prompts, prompt_labels))]
+    return [
+        _assemble(p, label, record, row)
+        for row, (p, label) in enumerate(zip(prompts, prompt_labels, strict=True))
+    ]
 
 
 def _assemble(prompt: list[int], prompt_label: tuple, record: _Record, row: int) -> Sample:
@@ -151,7 +156,9 @@ def generate(model: FastLlama, prompts: list[list[int]], settings: Settings, tit
     samples: list[Sample | None] = [None] * len(prompts)
     with tqdm(total=len(prompts), desc=title or "generate", mininterval=5) as progress:
         for group in batches(prompts, settings):
-            for index, sample in zip(group, generate_batch(model, [prompts[i] for i in group], settings)):
+            for index, sample in zip(
+                group, generate_batch(model, [prompts[i] for i in group], settings), strict=True
+            ):
                 samples[index] = sample
             progress.update(len(group))
     return samples

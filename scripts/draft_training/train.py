@@ -159,7 +159,9 @@ class Trainer:
         """One optimiser step; returns this worker's mean loss per unit of weight."""
         batch = make_batch(samples, self.recipe)
         hidden = self.draft(batch.ids).flatten(0, 1)[batch.positions]
-        weight = torch.stack((batch.shares.sum(), torch.tensor(float(batch.ids.numel()), device=batch.ids.device)))
+        weight = torch.stack(
+            (batch.shares.sum(), torch.tensor(float(batch.ids.numel()), device=batch.ids.device))
+        )
         local = float(weight[0])
         if dist.is_initialized():
             dist.all_reduce(weight)

@@ -15,7 +15,6 @@ from gammatune.errors import UserError
 from gammatune.experiment.runner import Runner
 from gammatune.messages import explain
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,8 +31,10 @@ def interrupt_after(answers):
 
 @pytest.mark.parametrize("answers", [2, 5])
 def test_a_run_interrupted_again_and_again_equals_an_undisturbed_one(make_runner, undisturbed, on_answer, tmp_path, answers):
-    """Two passes of four arms over four turns, one policy that carries its state over questions and one that watches the draft."""
-    for starts in count(1):
+    """Two passes of four arms over four turns; one policy carries its state over questions, one watches the draft."""
+    starts = 0
+    while True:
+        starts += 1
         runner = make_runner(tmp_path, "repetitions=2")
         on_answer(interrupt_after(answers))
         try:

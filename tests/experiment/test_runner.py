@@ -47,7 +47,8 @@ def test_each_policy_starts_from_each_start(make_config, small):
     assert arms[4].policy.plan() == 24
 
 
-@pytest.mark.parametrize(("victim", "failed"), [("fixed-3", {"fixed-3"}), ("ar", {"ar", "fixed-3", "gammatune_plus-3", "hf_heuristic-5"})])
+@pytest.mark.parametrize(("victim", "failed"), [
+    ("fixed-3", {"fixed-3"}), ("ar", {"ar", "fixed-3", "gammatune_plus-3", "hf_heuristic-5"})])
 def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, on_answer, tmp_path, victim, failed):
     runner = make_runner(tmp_path, "repetitions=2")
     policy, seen = {cell.arm.label: cell.arm.policy for cell in runner.folder.cells}[victim], count(1)
@@ -131,7 +132,8 @@ def test_the_warm_up_drafts_every_starting_length(make_config, small, monkeypatc
 
 
 def test_sampled_answers_repeat_with_the_seed_and_are_not_called_exact(make_runner, tmp_path):
-    sampled = [make_runner(tmp_path / name, "decode=sample", f"seed={seed}") for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    seeds = {"a": 1, "b": 1, "c": 2}
+    sampled = [make_runner(tmp_path / name, "decode=sample", f"seed={seed}") for name, seed in seeds.items()]
     for runner in sampled:
         runner.run()
     a, b, c = (logged(runner) for runner in sampled)

@@ -40,16 +40,16 @@ def age_a_line(lines):
     (lambda cell: edit_lines(cell.turns_file, lambda lines: lines.pop()), "turns.jsonl was changed or cut short"),
     (lambda cell: cell.turns_file.unlink(), "turns.jsonl was changed or cut short"),
     (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, break_a_line)), "turns.jsonl line 4 is damaged"),
-    (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, age_a_line)), "line 4 was written by a newer gammatune"),
+    (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, age_a_line)), "line 4 was written by a newer"),
     (lambda cell: change_json(cell.done_file, schema=2), "done.json was written by a newer gammatune"),
     (lambda cell: cell.done_file.write_text("{"), "done.json is damaged"),
     (lambda cell: change_json(cell.folder.parent / "run.json", schema=2), "run.json was written by a newer gammatune"),
     (lambda cell: change_json(cell.folder / "config.json", pair="another"), "config.json does not describe this run"),
     (lambda cell: change_json(cell.folder / "config.json", schema=2), "config.json was written by a newer gammatune"),
     (lambda cell: change_json(cell.folder / "provenance.json", device="another"), "times of two machines do not mix"),
-    (lambda cell: change_json(cell.folder / "provenance.json", schema=2), "provenance.json was written by a newer gammatune"),
-], ids=["changed", "line missing", "no log", "damaged line", "newer line", "newer done", "damaged done", "newer run", "another pair",
-        "newer config", "another machine", "newer provenance"])
+    (lambda cell: change_json(cell.folder / "provenance.json", schema=2), "provenance.json was written by a newer"),
+], ids=["changed", "line missing", "no log", "damaged line", "newer line", "newer done", "damaged done", "newer run",
+        "another pair", "newer config", "another machine", "newer provenance"])
 def test_a_stored_run_that_cannot_be_continued_is_refused(stored, damage, sentence):
     damage(stored.folder.cells[1])
     before = {path: path.read_bytes() for path in stored.folder.path.glob("*/turns.jsonl")}
@@ -61,7 +61,7 @@ def test_a_stored_run_that_cannot_be_continued_is_refused(stored, damage, senten
 
 def test_a_folder_that_cannot_be_written_is_refused(make_runner, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Cannot write to .* \(Not a directory\): choose another folder with results=FOLDER."):
+    with pytest.raises(UserError, match=r"Cannot write to .* \(Not a directory\): choose another folder with results="):
         make_runner(tmp_path / "file" / "results").run()
 
 

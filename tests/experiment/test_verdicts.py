@@ -42,7 +42,7 @@ def test_one_wrong_token_is_found_and_costs_the_arm_its_numbers(make_runner, on_
 
 @pytest.fixture
 def doctored():
-    """doctored(gap) -> (runtime, the target's answer, an answer whose 4th token is its second choice, `gap` logits lower)."""
+    """doctored(gap) -> (runtime, the target's answer, an answer whose 4th token lies `gap` logits under the best)."""
 
     def make(gap):
         runtime = eager_runtime(random_pair())
@@ -63,7 +63,8 @@ def doctored():
     return make
 
 
-@pytest.mark.parametrize(("share_of_bound", "status"), [(0.0, "near_tie"), (0.9, "near_tie"), (1.2, "different"), (1000, "different")])
+@pytest.mark.parametrize(("share_of_bound", "status"), [
+    (0.0, "near_tie"), (0.9, "near_tie"), (1.2, "different"), (1000, "different")])
 def test_a_difference_passes_only_within_the_rounding_of_the_logits(doctored, share_of_bound, status):
     gap = share_of_bound * NEAR_TIE_LOGITS[torch.float32]
     runtime, answer, other = doctored(gap)
