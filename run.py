@@ -52,8 +52,9 @@ def run_job(composed: DictConfig) -> None:
     try:
         runner.run()
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"Interrupted; complete answers are kept in {path}, and the same command continues from "
-                                "there.") from error
+        raise KeyboardInterrupt(
+            f"Interrupted; complete answers are kept in {path}, and the same command continues from there."
+        ) from error
     report(path)
 
 
@@ -73,8 +74,10 @@ def report(path: Path) -> None:
     failed = [describe_failure(*arm) for arm in run.left_out]
     print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run) + failed)
     if run.left_out:
-        raise UserError(f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "
-                        "command tries again those that ended in an error.")
+        raise UserError(
+            f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "
+            "command tries again those that ended in an error."
+        )
 
 
 def describe_failure(label: str, reason: str) -> dict:

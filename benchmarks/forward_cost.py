@@ -33,7 +33,9 @@ def measure(runtime: PairRuntime) -> pd.DataFrame:
         jobs = [("target", runtime.target, k) for k in BLOCKS] + [("draft", runtime.draft, 1)]
         for repetition in range(REPETITIONS + 2):
             random.Random(repetition).shuffle(jobs)
-            timed = [(context, name, k, time_forward(runtime, model, filler[context:context + k])) for name, model, k in jobs]
+            timed = [
+                (context, name, k, time_forward(runtime, model, filler[context : context + k])) for name, model, k in jobs
+            ]
             rows += timed if repetition >= 2 else []
     return pd.DataFrame(rows, columns=["context", "model", "tokens", "ms"])
 
@@ -60,7 +62,11 @@ def main(overrides: list[str]) -> None:
     print(table.round(2).to_markdown())
     medians = table["50%"]
     ratios = {str(context): round(medians[context, "target", 1] / medians[context, "draft", 1], 2) for context in CONTEXTS}
-    print(json.dumps({"target_over_draft": ratios, "median_ms": {f"{c} {m} {k}": round(v, 3) for (c, m, k), v in medians.items()}}))
+    print(
+        json.dumps(
+            {"target_over_draft": ratios, "median_ms": {f"{c} {m} {k}": round(v, 3) for (c, m, k), v in medians.items()}}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ def cache_dir() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The cache folder {folder} cannot be made ({error.strerror}): set GAMMATUNE_CACHE to a folder that "
-                        "can be written.") from error
+        raise UserError(
+            f"The cache folder {folder} cannot be made ({error.strerror}): set GAMMATUNE_CACHE to a folder that "
+            "can be written."
+        ) from error
     return folder

@@ -69,8 +69,12 @@ def register_schemas() -> None:
     """Tell Hydra the schemas that the files under configs/ build on."""
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig)
-    for group, name, node in (("model_pair", "pair", PairConfig), ("tasks", "tasks", TasksConfig),
-                              ("decode", "decode", DecodeConfig), ("runtime", "runtime", RuntimeConfig)):
+    for group, name, node in (
+        ("model_pair", "pair", PairConfig),
+        ("tasks", "tasks", TasksConfig),
+        ("decode", "decode", DecodeConfig),
+        ("runtime", "runtime", RuntimeConfig),
+    ):
         store.store(group=f"{group}/schema", name=name, node=node)
     for name, policy in POLICIES.items():
         store.store(group="policy/schema", name=name, node=policy)

@@ -25,8 +25,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "null is no choice for a config group: name one of the files under configs/GROUP, or leave the argument out."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
-        return (f"Cannot write {error.filename or 'the results'} ({error.strerror}): make room or choose another folder "
-                "with results=FOLDER; complete answers already written are kept.")
+        return (
+            f"Cannot write {error.filename or 'the results'} ({error.strerror}): make room or choose another folder "
+            "with results=FOLDER; complete answers already written are kept."
+        )
     return None
 
 

@@ -77,7 +77,7 @@ class TurnLog:
     policy_after: dict = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One JSON line; rounds are stored as columns (`planned: [..], drafted: [..], ...`), which reads straight into pandas."""
+        """One JSON line; rounds are stored as columns (`planned: [..], drafted: [..], ...`)."""
         record = {name: value for name, value in asdict(self).items() if name != "rounds"}
         columns = {name: [getattr(r, name) for r in self.rounds] for name in ROUND_FIELDS}
         return json.dumps({"schema": SCHEMA, **record, "rounds": columns}, separators=(",", ":"))
@@ -89,11 +89,15 @@ class TurnLog:
             record = json.loads(line)
             schema = record.pop("schema")
             if schema > SCHEMA:
-                raise UserError(f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-                                "update gammatune to read it.")
+                raise UserError(
+                    f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
+                    "update gammatune to read it."
+                )
             columns = record.pop("rounds")
             rows = zip(*(columns[name] for name in ROUND_FIELDS), strict=True)
             return cls(**record, rounds=[Round(*row) for row in rows])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where} is damaged ({type(error).__name__}): delete that run's folder, or run it again to "
-                            "continue from its last complete turn.") from error
+            raise UserError(
+                f"{where} is damaged ({type(error).__name__}): delete that run's folder, or run it again to "
+                "continue from its last complete turn."
+            ) from error

@@ -60,8 +60,13 @@ def question_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small(question_file):
     """Overrides of a run that takes under a second: the tiny pair, three short questions, twelve tokens an answer."""
-    return ("model_pair=tiny-random", "tasks=specbench", f"tasks.path={question_file}", "tasks.checksum=null",
-            "decode.max_new_tokens=12")
+    return (
+        "model_pair=tiny-random",
+        "tasks=specbench",
+        f"tasks.path={question_file}",
+        "tasks.checksum=null",
+        "decode.max_new_tokens=12",
+    )
 
 
 @dataclass

@@ -38,8 +38,14 @@ def run_cli(tmp_path):
     path = os.pathsep.join([str(tmp_path / "block"), str(ROOT)])
 
     def call(*words, **changes):
-        return subprocess.run([sys.executable, *(changes.pop("start", ["-m", "gammatune"])), *map(str, words)],
-                              capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": path} | changes)
+        return subprocess.run(
+            [sys.executable, *(changes.pop("start", ["-m", "gammatune"])), *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path} | changes,
+        )
+
     return call
 
 
@@ -89,8 +95,16 @@ def test_show_colours_a_terminal_unless_told_not_to(results, capsys, monkeypatch
     assert "\033[" not in call(capsys, "show", results / "runs" / "mine")[1]
 
 
-@pytest.mark.parametrize("words", [["report", "nowhere"], ["show", "nowhere"], ["paper-tables", "--runs", "nowhere"],
-                                   ["show", "RUN", "--question", "4711"], ["show", "RUN", "--arm", "fixed-77"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "nowhere"],
+        ["show", "nowhere"],
+        ["paper-tables", "--runs", "nowhere"],
+        ["show", "RUN", "--question", "4711"],
+        ["show", "RUN", "--arm", "fixed-77"],
+    ],
+)
 def test_wrong_input_is_one_sentence_and_code_2(words, results, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, error = call(capsys, *(results / "runs" / "mine" if word == "RUN" else word for word in words))

@@ -26,13 +26,34 @@ POLICY_NAMES = ", ".join(sorted(POLICIES))
 DECODE = {"name": "x", "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 5}
 TASKS = {"name": "x", "source": "demo", "path": "q.jsonl", "checksum": "a" * 64, "include": "[qa]", "limit": 1, "seed": 3}
 RUNTIME = {"name": "eager", "device": "cpu", "dtype": "bf16", "threads": 3}
-SHAPE = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
-         "num_key_value_heads": 4, "vocab_size": 250, "max_position_embeddings": 256, "rope_theta": 5000.0,
-         "tie_word_embeddings": True, "head_dim": 32}
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 250,
+    "max_position_embeddings": 256,
+    "rope_theta": 5000.0,
+    "tie_word_embeddings": True,
+    "head_dim": 32,
+}
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
-POLICY = {"carry": "question", "stop_token": "exclude", "gamma": 7, "eta": 0.7, "delta": 3, "gamma_min": 2, "gamma_max": 4,
-          "full": "drafted", "clip_expand": "gamma_max", "ignore_cut": True, "tau": 0.7, "threshold": 0.7}
+POLICY = {
+    "carry": "question",
+    "stop_token": "exclude",
+    "gamma": 7,
+    "eta": 0.7,
+    "delta": 3,
+    "gamma_min": 2,
+    "gamma_max": 4,
+    "full": "drafted",
+    "clip_expand": "gamma_max",
+    "ignore_cut": True,
+    "tau": 0.7,
+    "threshold": 0.7,
+}
 POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
 
 
@@ -74,18 +95,25 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_it(compose_
     assert OmegaConf.masked_copy(OmegaConf.merge(composed, written), list(composed)) == composed
     assert composed != plain
     assert composed.tasks.name == groups["tasks"] and list(composed.policy) == list(groups["policy"])
-    told = compose_run(f"experiment={path.stem}", "tasks=qa", "policy=fixed", "decode.max_new_tokens=5", "starts=[2]",
-                       "tasks.limit=9")
+    told = compose_run(
+        f"experiment={path.stem}", "tasks=qa", "policy=fixed", "decode.max_new_tokens=5", "starts=[2]", "tasks.limit=9"
+    )
     assert (told.tasks.name, list(told.policy), told.decode.max_new_tokens) == ("qa", ["fixed"], 5)
     assert (told.starts, told.tasks.limit) == ([2], 9)
 
 
-PLAIN_FIELDS = [*((f"decode.{key}", value) for key, value in DECODE.items()),
-                *((f"runtime.{key}", value) for key, value in RUNTIME.items()),
-                *((f"model_pair.{key}", value) for key, value in PAIR.items()),
-                *((f"model_pair.{role}.{key}", value) for role in ("target", "draft") for key, value in CHECKPOINT.items()),
-                *((f"model_pair.{role}.shape.{key}", value) for role in ("target", "draft") for key, value in SHAPE.items()),
-                ("starts", "[4,5]"), ("repetitions", 3), ("seed", 8), ("results", "elsewhere"), ("plan", True)]
+PLAIN_FIELDS = [
+    *((f"decode.{key}", value) for key, value in DECODE.items()),
+    *((f"runtime.{key}", value) for key, value in RUNTIME.items()),
+    *((f"model_pair.{key}", value) for key, value in PAIR.items()),
+    *((f"model_pair.{role}.{key}", value) for role in ("target", "draft") for key, value in CHECKPOINT.items()),
+    *((f"model_pair.{role}.shape.{key}", value) for role in ("target", "draft") for key, value in SHAPE.items()),
+    ("starts", "[4,5]"),
+    ("repetitions", 3),
+    ("seed", 8),
+    ("results", "elsewhere"),
+    ("plan", True),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), PLAIN_FIELDS, ids=[key for key, _ in PLAIN_FIELDS])
@@ -116,14 +144,26 @@ def folder_of(make_config, small):
 
 
 HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != "name"] + [
-    ("decode.name=x",), ("seed=8",), ("starts=[4]",), ("policy=[fixed,gammatune]",), ("runtime.dtype=fp16",),
-    ("runtime.threads=1",), ("tasks.name=x",), ("tasks.include=[qa]",), ("tasks.limit=1",),
+    ("decode.name=x",),
+    ("seed=8",),
+    ("starts=[4]",),
+    ("policy=[fixed,gammatune]",),
+    ("runtime.dtype=fp16",),
+    ("runtime.threads=1",),
+    ("tasks.name=x",),
+    ("tasks.include=[qa]",),
+    ("tasks.limit=1",),
     ("tasks.limit=2", "tasks.seed=1"),
     ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"),
-    ("model_pair.name=x",), ("model_pair.cpu_dtype=bf16",),
-    ("model_pair.target.quantization=int8",), ("model_pair.draft.shape.num_hidden_layers=2",),
-    *((f"model_pair.target.shape.{key}={value}", f"model_pair.draft.shape.{key}={value}") for key, value in SHAPE.items()
-      if key != "num_hidden_layers"),
+    ("model_pair.name=x",),
+    ("model_pair.cpu_dtype=bf16",),
+    ("model_pair.target.quantization=int8",),
+    ("model_pair.draft.shape.num_hidden_layers=2",),
+    *(
+        (f"model_pair.target.shape.{key}={value}", f"model_pair.draft.shape.{key}={value}")
+        for key, value in SHAPE.items()
+        if key != "num_hidden_layers"
+    ),
 ]
 
 
@@ -206,12 +246,14 @@ def test_a_slip_is_refused_in_one_sentence(call_run, monkeypatch, arguments, sen
 
 def test_a_slip_is_refused_before_torch_is_imported():
     """One argument is refused while composing, the other once the config is an object."""
-    program = ("import runpy, sys\n"
-               "for slip in ('policy=gamatune', 'starts=[0]'):\n"
-               "    sys.argv = ['run.py', slip]\n"
-               "    try: runpy.run_path('run.py', run_name='__main__')\n"
-               "    except SystemExit as ended: assert ended.code == 2\n"
-               "sys.exit('torch' in sys.modules)\n")
+    program = (
+        "import runpy, sys\n"
+        "for slip in ('policy=gamatune', 'starts=[0]'):\n"
+        "    sys.argv = ['run.py', slip]\n"
+        "    try: runpy.run_path('run.py', run_name='__main__')\n"
+        "    except SystemExit as ended: assert ended.code == 2\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and len(done.stderr.splitlines()) == 2, done.stderr
 

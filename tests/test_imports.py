@@ -69,9 +69,11 @@ def test_nothing_imports_in_a_circle():
 def test_reports_policies_and_configs_load_without_torch():
     modules = [module for module in FILES if part_of(module) in LIGHT and part_of(module) != "__main__"]
     assert "gammatune.report.figures" in modules and "gammatune.policies.gammatune" in modules
-    program = ("import sys, importlib\n"
-               f"for name in {modules!r}: importlib.import_module(name)\n"
-               "heavy = {'torch', 'transformers', 'datasets'} & sys.modules.keys()\n"
-               "sys.exit(str(heavy) if heavy else 0)\n")
+    program = (
+        "import sys, importlib\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & sys.modules.keys()\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,8 +11,19 @@ from gammatune.rounds import Round
 LONGEST, ROUNDS_PER_TURN = 24, 30
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
 TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2))
-OTHER = {"stop_token": "exclude", "gamma": 7, "eta": 0.7, "delta": 3, "gamma_min": 2, "gamma_max": 4, "full": "drafted",
-         "clip_expand": "gamma_max", "ignore_cut": True, "tau": 0.7, "threshold": 0.7}
+OTHER = {
+    "stop_token": "exclude",
+    "gamma": 7,
+    "eta": 0.7,
+    "delta": 3,
+    "gamma_min": 2,
+    "gamma_max": 4,
+    "full": "drafted",
+    "clip_expand": "gamma_max",
+    "ignore_cut": True,
+    "tau": 0.7,
+    "threshold": 0.7,
+}
 
 
 def simulate(policy) -> list[tuple]:

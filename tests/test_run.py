@@ -137,8 +137,14 @@ def test_a_failed_job_fails_its_sweep_and_the_others_still_run(call_run, small, 
 
 
 def test_the_demo_runs(call_run, tmp_path):
-    ended = call_run("experiment=demo", "model_pair=tiny-random", "tasks.include=[qa,math_reasoning,translation]",
-                     "tasks.limit=1", "decode.max_new_tokens=8", f"results={tmp_path / 'r'}")
+    ended = call_run(
+        "experiment=demo",
+        "model_pair=tiny-random",
+        "tasks.include=[qa,math_reasoning,translation]",
+        "tasks.limit=1",
+        "decode.max_new_tokens=8",
+        f"results={tmp_path / 'r'}",
+    )
     assert (ended.code, ended.last_line["status"]) == (0, "ok")
     assert [arm["policy"] for arm in ended.last_line["arms"]] == ["ar", "fixed-5", "gammatune-3", "gammatune_plus-3"]
 
@@ -155,9 +161,17 @@ def test_a_pair_of_local_checkpoints_has_speedups(call_run, question_file, tmp_p
     make = runpy.run_path(str(ROOT / "tests" / "models" / "tiny_checkpoints.py"))["checkpoint_maker"](tmp_path)
     layers = {"target": 3, "draft": 2}
     target, draft = (make(name, num_hidden_layers=n, max_position_embeddings=512) for name, n in layers.items())
-    ended = call_run("model_pair=vicuna-68m-7b", f"model_pair.target.path={target}", f"model_pair.draft.path={draft}", *ARMS,
-                     "tasks=specbench", f"tasks.path={question_file}", "tasks.checksum=null", "decode.max_new_tokens=12",
-                     f"results={tmp_path / 'r'}")
+    ended = call_run(
+        "model_pair=vicuna-68m-7b",
+        f"model_pair.target.path={target}",
+        f"model_pair.draft.path={draft}",
+        *ARMS,
+        "tasks=specbench",
+        f"tasks.path={question_file}",
+        "tasks.checksum=null",
+        "decode.max_new_tokens=12",
+        f"results={tmp_path / 'r'}",
+    )
     assert (ended.code, ended.last_line["status"]) == (0, "ok")
     speedups = {arm["policy"]: arm["speedup"] for arm in ended.last_line["arms"]}
     assert speedups["ar"] == 1.0

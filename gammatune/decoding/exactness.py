@@ -16,7 +16,7 @@ NEAR_TIE_LOGITS = {torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 5e-
 
 @dataclass
 class Verdict:
-    """status: "exact", "near_tie" or "different"; position of the first difference in the answer; the target's margin there."""
+    """status: "exact", "near_tie" or "different"; position of the first difference; the target's margin there."""
 
     status: str
     position: int | None = None

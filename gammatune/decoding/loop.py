@@ -98,7 +98,7 @@ def generate_speculative(
     turn.clock.synchronize()
     ended = time.perf_counter()
     read_marks(turn)
-    output_ids = turn.committed[turn.prompt_tokens:]
+    output_ids = turn.committed[turn.prompt_tokens :]
     finish = "eos" if turn.is_end(output_ids[-1]) else "length"
     return Generation(output_ids, finish, (prefilled - started) * 1e3, (ended - started) * 1e3, turn.rounds)
 
@@ -108,12 +108,20 @@ def start_turn(runtime: PairRuntime, prompt_ids: list[int], policy: Policy, deco
     if not prompt_ids:
         raise UserError("The prompt is empty: give at least one token to continue from.")
     if len(prompt_ids) >= context:
-        raise UserError(f"The prompt has {len(prompt_ids)} tokens, but {runtime.pair.name} can address {context} with its answer: "
-                        "shorten the prompt or leave the question out.")
+        raise UserError(
+            f"The prompt has {len(prompt_ids)} tokens, but {runtime.pair.name} can address {context} with its answer: "
+            "shorten the prompt or leave the question out."
+        )
     runtime.reset()
-    return Turn(runtime=runtime, policy=policy, sampler=Sampler(decode, runtime.device, seed), committed=list(prompt_ids),
-                prompt_tokens=len(prompt_ids), limit=min(len(prompt_ids) + decode.max_new_tokens, context),
-                clock=Clock(runtime.device))
+    return Turn(
+        runtime=runtime,
+        policy=policy,
+        sampler=Sampler(decode, runtime.device, seed),
+        committed=list(prompt_ids),
+        prompt_tokens=len(prompt_ids),
+        limit=min(len(prompt_ids) + decode.max_new_tokens, context),
+        clock=Clock(runtime.device),
+    )
 
 
 def prefill(turn: Turn) -> None:
@@ -158,7 +166,7 @@ def propose(turn: Turn, gamma: int) -> Proposal:
     block = Proposal(runtime.upload([]), torch.zeros(0, runtime.pair.vocab_size, device=runtime.device))
     if gamma <= 0:
         return block
-    feed, tokens, probs = runtime.upload(turn.committed[runtime.draft.length:]), [], []
+    feed, tokens, probs = runtime.upload(turn.committed[runtime.draft.length :]), [], []
     while len(tokens) < gamma and not block.stopped:
         logits = runtime.draft.forward(feed, keep=1)  # [1, V]
         q = sampler.distribution(logits)  # [1, V]
@@ -208,9 +216,9 @@ def read_signal(turn: Turn, index: int, logits: torch.Tensor, drawn_with: torch.
 
 
 def verify(turn: Turn, proposal: Proposal) -> tuple[list[int], int, int]:
-    """One target forward over what its cache lacks and the draft block; (drafted tokens, accepted, next token) on the host."""
+    """One target forward over what its cache lacks and the block; (drafted tokens, accepted, next token) on the host."""
     runtime, drafted = turn.runtime, proposal.tokens
-    missing = runtime.upload(turn.committed[runtime.target.length:])
+    missing = runtime.upload(turn.committed[runtime.target.length :])
     logits = runtime.target.forward(torch.cat([missing, drafted]), keep=drafted.shape[0] + 1)  # [k + 1, V]
     target_probs = turn.sampler.distribution(logits)
     verdict = turn.sampler.judge(target_probs, proposal.draft_probs, drafted)  # [2]

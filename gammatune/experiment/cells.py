@@ -47,8 +47,10 @@ def read_json(path: Path) -> dict:
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete the folder {path.parent} and run again.") from error
     if schema > SCHEMA:
-        raise UserError(f"{path} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-                        "update gammatune, or choose another folder with results=FOLDER.")
+        raise UserError(
+            f"{path} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
+            "update gammatune, or choose another folder with results=FOLDER."
+        )
     return content
 
 
@@ -75,8 +77,10 @@ class Cell:
         """Raises UserError when the log is no longer the one that the cell finished with."""
         done = self.read_done()
         if done and done.get("sha256") != self.hash_log():
-            raise UserError(f"{self.turns_file} was changed or cut short after it was finished: delete the folder "
-                            f"{self.folder} and run again.")
+            raise UserError(
+                f"{self.turns_file} was changed or cut short after it was finished: delete the folder "
+                f"{self.folder} and run again."
+            )
 
     def reopen(self) -> None:
         """Take back the last word before more answers are added to the log that it vouches for."""
@@ -86,8 +90,10 @@ class Cell:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
         if config.exists() and content_hash(read_json(config)) != content_hash(self.content):
-            raise UserError(f"{config} does not describe this run (another pair, policy or task set): delete the folder "
-                            f"{self.folder}, or choose another with results=FOLDER.")
+            raise UserError(
+                f"{config} does not describe this run (another pair, policy or task set): delete the folder "
+                f"{self.folder}, or choose another with results=FOLDER."
+            )
         write_json(config, self.content)
 
     def read_turns(self):
@@ -144,8 +150,10 @@ class RunFolder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise UserError(f"Another process is already running {self.path}: wait for it, or choose another folder "
-                                "with results=FOLDER.") from error
+                raise UserError(
+                    f"Another process is already running {self.path}: wait for it, or choose another folder "
+                    "with results=FOLDER."
+                ) from error
             yield
 
 
@@ -161,9 +169,13 @@ def make_folder(path: Path) -> None:
 
 def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFolder:
     """Name the run and its cells by content. shared: what all arms have in common (pair, tasks, decode, runtime, seed)."""
-    contents = [{"schema": SCHEMA, **shared, "policy": arm.policy_name, "rule": type(arm.policy).__name__,
-                 "settings": arm.settings} for arm in arms]
+    contents = [
+        {"schema": SCHEMA, **shared, "policy": arm.policy_name, "rule": type(arm.policy).__name__, "settings": arm.settings}
+        for arm in arms
+    ]
     path = results / f"{name}-{content_hash(contents)}"
-    cells = [Cell(arm, path / f"{arm.label}-{content_hash(content)}", content)
-             for arm, content in zip(arms, contents, strict=True)]
+    cells = [
+        Cell(arm, path / f"{arm.label}-{content_hash(content)}", content)
+        for arm, content in zip(arms, contents, strict=True)
+    ]
     return RunFolder(path, cells)

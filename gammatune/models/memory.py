@@ -79,6 +79,8 @@ def require_memory(name: str, needs: list[Need], device: torch.device) -> None:
     needed = sum(weight_bytes(need) + cache_bytes(need, tokens) for need in needs)
     free = free_bytes(device)
     if needed > free:
-        raise UserError(f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
-                        f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
-                        "16-bit dtype, or on a GPU model_pair.target.quantization=int8.")
+        raise UserError(
+            f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
+            f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
+            "16-bit dtype, or on a GPU model_pair.target.quantization=int8."
+        )

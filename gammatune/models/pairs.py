@@ -68,8 +68,10 @@ def choose_device(device: str) -> torch.device:
     if chosen.type not in ("cpu", "cuda"):
         raise UserError(f"The device {device} is not supported: use cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: "
-                        "use one that exists, or cpu.")
+        raise UserError(
+            f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: "
+            "use one that exists, or cpu."
+        )
     return chosen
 
 
@@ -93,8 +95,9 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
         if located.commit:
             hub.fetch_weights(located.role, located.checkpoint, located.folder)
     target_model = checkpoints.load_model(target, device, dtype)
-    draft_model = (embedded.build_draft(target_model, draft.folder) if borrowed
-                   else checkpoints.load_model(draft, device, dtype))
+    draft_model = (
+        embedded.build_draft(target_model, draft.folder) if borrowed else checkpoints.load_model(draft, device, dtype)
+    )
     identity = {"target": checkpoints.identify(target), "draft": checkpoints.identify(draft)}
     return assemble(config, (target_model, draft_model), tokenizer, identity)
 
@@ -120,26 +123,42 @@ def require_same_tokens(target: Located, target_tokenizer, draft: Located, draft
     Entries beyond both heads (a pad token that was added to the tokenizer alone) cannot be produced and do not count.
     """
     rows = target.config.vocab_size, draft.config.vocab_size
-    ours, theirs = ({(i, token) for token, i in tokenizer.get_vocab().items() if i < max(rows)}
-                    for tokenizer in (target_tokenizer, draft_tokenizer))
+    ours, theirs = (
+        {(i, token) for token, i in tokenizer.get_vocab().items() if i < max(rows)}
+        for tokenizer in (target_tokenizer, draft_tokenizer)
+    )
     if ours != theirs:
         token_id, token = min(ours ^ theirs)
         side = "target" if (token_id, token) in ours else "draft"
-        raise UserError(f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and "
-                        f"{len(theirs)} tokens; first difference: id {token_id} is {token!r} to the {side} only): choose a "
-                        "draft of the target's own family.")
+        raise UserError(
+            f"Target {target.name} and draft {draft.name} have different tokenizers ({len(ours)} and "
+            f"{len(theirs)} tokens; first difference: id {token_id} is {token!r} to the {side} only): choose a "
+            "draft of the target's own family."
+        )
     if max(ours)[0] >= min(rows):
-        raise UserError(f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one "
-                        f"of them has only {min(rows)} output rows: choose a draft that can produce every token.")
+        raise UserError(
+            f"Target {target.name} and draft {draft.name} share a tokenizer of {max(ours)[0] + 1} ids, but one "
+            f"of them has only {min(rows)} output rows: choose a draft that can produce every token."
+        )
 
 
 def assemble(config: PairConfig, models: tuple, tokenizer, identity: dict) -> Pair:
     target, draft = (freeze(model) for model in models)
     vocab_size = min(target.config.vocab_size, draft.config.vocab_size)
     context = min(model.config.max_position_embeddings for model in (target, draft))
-    return Pair(name=config.name, target=target, draft=draft, tokenizer=tokenizer, chat_template=config.chat_template,
-                device=target.device, dtype=target.dtype, eos_ids=end_ids(target, tokenizer), context=context,
-                vocab_size=vocab_size, identity=identity)
+    return Pair(
+        name=config.name,
+        target=target,
+        draft=draft,
+        tokenizer=tokenizer,
+        chat_template=config.chat_template,
+        device=target.device,
+        dtype=target.dtype,
+        eos_ids=end_ids(target, tokenizer),
+        context=context,
+        vocab_size=vocab_size,
+        identity=identity,
+    )
 
 
 def end_ids(target: nn.Module, tokenizer) -> tuple[int, ...]:
@@ -159,16 +178,21 @@ def build_random_pair(config: PairConfig, device: torch.device, dtype: torch.dty
     """True shapes, weights drawn on the device in `dtype`: for speed where no checkpoint is at hand."""
     require_shapes(config)
     if config.target.quantization or config.draft.quantization:
-        raise UserError("model_pair.weights=random builds unquantised weights only: set "
-                        "model_pair.target.quantization=null.")
+        raise UserError(
+            "model_pair.weights=random builds unquantised weights only: set model_pair.target.quantization=null."
+        )
     roles = {"target": config.target, "draft": config.draft}
     require_memory(config.name, [Need(role.shape, dtype) for role in roles.values()], device)
     models = tuple(random_llama(role.shape, device, dtype) for role in roles.values())
     vocab_size = min(role.shape.vocab_size for role in roles.values())
     identity = {"source": "random", **{role: asdict(checkpoint.shape) for role, checkpoint in roles.items()}}
     tokenizer, template = random_tokenizer(config.target, vocab_size)
-    return replace(assemble(config, models, tokenizer, identity), eos_ids=(tokenizer.eos_token_id,), random_weights=True,
-                   chat_template=template if config.chat_template == "tokenizer" else config.chat_template)
+    return replace(
+        assemble(config, models, tokenizer, identity),
+        eos_ids=(tokenizer.eos_token_id,),
+        random_weights=True,
+        chat_template=template if config.chat_template == "tokenizer" else config.chat_template,
+    )
 
 
 def random_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> tuple:
@@ -202,10 +226,20 @@ def make_tiny_pair(name: str, target_shape: Shape, draft_shape: Shape, settings:
     target, draft = (freeze(model) for model in build_tiny_models(target_shape, draft_shape, settings))
     tokenizer = ByteTokenizer(target_shape.vocab_size)
     identity = {"source": "tiny-random", **asdict(settings), "target": asdict(target_shape), "draft": asdict(draft_shape)}
-    return Pair(name=name, target=target, draft=draft, tokenizer=tokenizer, chat_template="plain",
-                device=torch.device("cpu"), dtype=torch.float32, eos_ids=(tokenizer.eos_token_id,),
-                context=target_shape.max_position_embeddings, vocab_size=target_shape.vocab_size,
-                random_weights=True, identity=identity)
+    return Pair(
+        name=name,
+        target=target,
+        draft=draft,
+        tokenizer=tokenizer,
+        chat_template="plain",
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        eos_ids=(tokenizer.eos_token_id,),
+        context=target_shape.max_position_embeddings,
+        vocab_size=target_shape.vocab_size,
+        random_weights=True,
+        identity=identity,
+    )
 
 
 def move(pair: Pair, device: torch.device, dtype: torch.dtype) -> Pair:

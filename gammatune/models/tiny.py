@@ -76,20 +76,36 @@ class TinySettings:
 
 
 def tiny_shape(layers: int, vocab_size: int = BYTE_VOCAB, context: int = 512) -> Shape:
-    return Shape(hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4,
-                 num_key_value_heads=2, vocab_size=vocab_size, max_position_embeddings=context)
+    return Shape(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocab_size,
+        max_position_embeddings=context,
+    )
 
 
 def llama_config(shape: Shape, **extra) -> LlamaConfig:
     """A transformers config of that shape; the head dimension defaults to hidden_size / heads as in Llama."""
     return LlamaConfig(
-        hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers, num_attention_heads=shape.num_attention_heads,
-        num_key_value_heads=shape.num_key_value_heads, vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.max_position_embeddings, tie_word_embeddings=shape.tie_word_embeddings,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        num_key_value_heads=shape.num_key_value_heads,
+        vocab_size=shape.vocab_size,
+        max_position_embeddings=shape.max_position_embeddings,
+        tie_word_embeddings=shape.tie_word_embeddings,
         head_dim=shape.head_dim or shape.hidden_size // shape.num_attention_heads,
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, attn_implementation="sdpa", **extra)
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        attn_implementation="sdpa",
+        **extra,
+    )
 
 
 def build_tiny_models(target_shape: Shape, draft_shape: Shape, settings: TinySettings) -> tuple:
@@ -99,13 +115,15 @@ def build_tiny_models(target_shape: Shape, draft_shape: Shape, settings: TinySet
     """
     different = [key for key, value in vars(target_shape).items() if value != vars(draft_shape)[key]]
     if set(different) - {"num_hidden_layers"} or draft_shape.num_hidden_layers > target_shape.num_hidden_layers:
-        raise UserError(f"model_pair.draft.shape differs from model_pair.target.shape in {', '.join(different)}: the "
-                        "tiny-random draft is the first layers of its target, so give both the same sizes and the draft "
-                        "no more layers.")
+        raise UserError(
+            f"model_pair.draft.shape differs from model_pair.target.shape in {', '.join(different)}: the "
+            "tiny-random draft is the first layers of its target, so give both the same sizes and the draft "
+            "no more layers."
+        )
     target = LlamaForCausalLM(llama_config(target_shape))
     draw_weights(target, torch.Generator().manual_seed(settings.seed))
     with torch.no_grad():
-        for layer in target.model.layers[draft_shape.num_hidden_layers:]:
+        for layer in target.model.layers[draft_shape.num_hidden_layers :]:
             layer.self_attn.o_proj.weight *= settings.noise
             layer.mlp.down_proj.weight *= settings.noise
     draft = LlamaForCausalLM(llama_config(draft_shape))

@@ -52,8 +52,10 @@ def choose_turns(arm: Arm, question: int | None = None) -> list[TurnLog]:
 
 def headline(run: StoredRun, arm: Arm, turn: TurnLog) -> str:
     drafted, accepted = (sum(getattr(r, name) for r in turn.rounds) for name in ("drafted", "accepted"))
-    return (f"question {turn.question_id} ({turn.task}, turn {turn.turn + 1}), {arm_names(run.arms)[arm.label]}: "
-            f"{len(turn.output_ids)} tokens in {len(turn.rounds)} rounds, {accepted} of {drafted} drafted tokens accepted")
+    return (
+        f"question {turn.question_id} ({turn.task}, turn {turn.turn + 1}), {arm_names(run.arms)[arm.label]}: "
+        f"{len(turn.output_ids)} tokens in {len(turn.rounds)} rounds, {accepted} of {drafted} drafted tokens accepted"
+    )
 
 
 def answer_text(run: StoredRun, turn: TurnLog, coloured: bool) -> str:
@@ -77,8 +79,10 @@ def answer_html(run: StoredRun, turn: TurnLog) -> str:
     """The answer as an HTML fragment with a legend; token boundaries show as gaps in the colour."""
     tokens = "".join(span(piece(run, token), kind) for token, kind in mark_tokens(turn))
     legend = " &nbsp; ".join(span(meaning, kind) for kind, meaning in KINDS.items())
-    return (f'<p style="font-size:85%">{legend}</p><div style="white-space:pre-wrap;line-height:1.7;max-width:60em;'
-            f'font-family:monospace">{tokens}</div>')
+    return (
+        f'<p style="font-size:85%">{legend}</p><div style="white-space:pre-wrap;line-height:1.7;max-width:60em;'
+        f'font-family:monospace">{tokens}</div>'
+    )
 
 
 def span(text: str, kind: str) -> str:

@@ -22,8 +22,12 @@ FEWEST_ROUNDS, MOST_ROUNDS = 20, 80
 def draw_all(run: StoredRun, folder: Path) -> list[Path]:
     """Draw every figure that this run has the data for; returns the files written (PNG and SVG)."""
     with matplotlib.rc_context(style.STYLE):
-        drawn = {"speedup_by_task": draw_speedup_by_task(run), "speedup_by_start": draw_speedup_by_start(run),
-                 "gamma_over_rounds": draw_gamma_over_rounds(run), "accepted_lengths": draw_accepted_lengths(run)}
+        drawn = {
+            "speedup_by_task": draw_speedup_by_task(run),
+            "speedup_by_start": draw_speedup_by_start(run),
+            "gamma_over_rounds": draw_gamma_over_rounds(run),
+            "accepted_lengths": draw_accepted_lengths(run),
+        }
         figures = {name: figure for name, figure in drawn.items() if figure is not None}
         return [file for name, figure in figures.items() for file in style.save(figure, Path(folder), name)]
 
@@ -77,8 +81,14 @@ def draw_speedup_bars(axis, arms, results: pd.DataFrame) -> None:
         whisker_end = value if np.isnan(high) else high
         if not np.isnan(low):
             axis.plot([low, high], [place, place], color=style.INK, linewidth=1.2, solid_capstyle="butt")
-        axis.annotate(f"{value:.2f}", (max(whisker_end, 1), place), xytext=(4, 0), textcoords="offset points", va="center",
-                      fontsize=7.5)
+        axis.annotate(
+            f"{value:.2f}",
+            (max(whisker_end, 1), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+        )
     axis.axvline(1, color=style.INK, linewidth=1)
     axis.grid(axis="y", visible=False)
     axis.margins(x=0.2)
@@ -131,9 +141,18 @@ def draw_family(axis, results: pd.DataFrame, arms, offset: float) -> None:
     # A percentile interval of few questions may lie beside the value; whiskers have no negative length.
     lengths = np.maximum([values - low, high - values], 0)
     policy = arms[0].policy
-    axis.errorbar([arm.gamma + offset for arm in arms], values, yerr=np.nan_to_num(lengths), color=style.colour(policy),
-                  marker=style.MARKERS.get(policy, "D"), markersize=5, linewidth=1.6, elinewidth=1, capsize=2,
-                  label=POLICIES.get(policy, policy))
+    axis.errorbar(
+        [arm.gamma + offset for arm in arms],
+        values,
+        yerr=np.nan_to_num(lengths),
+        color=style.colour(policy),
+        marker=style.MARKERS.get(policy, "D"),
+        markersize=5,
+        linewidth=1.6,
+        elinewidth=1,
+        capsize=2,
+        label=POLICIES.get(policy, policy),
+    )
 
 
 def draw_gamma_over_rounds(run: StoredRun):

@@ -37,6 +37,10 @@ def question_table(turns: pd.DataFrame) -> pd.DataFrame:
 
 def round_table(arms) -> pd.DataFrame:
     """One row per round, with the arm, the turn and the place of the round in it (`round`, from 0); state as a dict."""
-    rows = [(arm.label, *(getattr(turn, key) for key in TURN_KEYS), place, *(getattr(r, name) for name in ROUND_FIELDS))
-            for arm in arms for turn in arm.turns for place, r in enumerate(turn.rounds)]
+    rows = [
+        (arm.label, *(getattr(turn, key) for key in TURN_KEYS), place, *(getattr(r, name) for name in ROUND_FIELDS))
+        for arm in arms
+        for turn in arm.turns
+        for place, r in enumerate(turn.rounds)
+    ]
     return pd.DataFrame(rows, columns=["label", *TURN_KEYS, "round", *ROUND_FIELDS])

@@ -40,7 +40,11 @@ def speed_columns(rows: pd.DataFrame, baseline: pd.DataFrame, comparable: bool) 
     if not comparable:
         return dict.fromkeys(names, float("nan"))
     repeated = statistics.speedup_per_repetition(rows, baseline)
-    values = [metrics.speedup(rows, baseline), metrics.speedup_spread(rows, baseline),
-              *statistics.speedup_interval(rows, baseline), metrics.speedup_total(rows, baseline),
-              *statistics.repetition_interval(repeated)]
+    values = [
+        metrics.speedup(rows, baseline),
+        metrics.speedup_spread(rows, baseline),
+        *statistics.speedup_interval(rows, baseline),
+        metrics.speedup_total(rows, baseline),
+        *statistics.repetition_interval(repeated),
+    ]
     return dict(zip(names, values, strict=True))

@@ -30,8 +30,12 @@ def speedup_interval(questions: pd.DataFrame, baseline: pd.DataFrame) -> tuple[f
 def tokens_per_second_interval(questions: pd.DataFrame) -> tuple[float, float]:
     """95 % bootstrap interval of `metrics.tokens_per_second`, questions resampled within their task."""
     speeds = metrics.question_speeds(questions)
-    return stratified_ratio_interval([np.stack([group, np.ones_like(group)])
-                                      for group in (g.to_numpy() for _, g in speeds.groupby(level="task", sort=True))])
+    return stratified_ratio_interval(
+        [
+            np.stack([group, np.ones_like(group)])
+            for group in (g.to_numpy() for _, g in speeds.groupby(level="task", sort=True))
+        ]
+    )
 
 
 def stratified_ratio_interval(strata: list[np.ndarray]) -> tuple[float, float]:
@@ -48,8 +52,16 @@ def resampled_means(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray
     """Means of both rows, 2 x RESAMPLES, under a paired bootstrap over columns; one column alone has nothing to resample."""
     if stratum.shape[1] < 2:
         return np.repeat(stratum, RESAMPLES, axis=1)
-    drawn = stats.bootstrap(tuple(stratum), stack_means, paired=True, vectorized=True, method="percentile",
-                            n_resamples=RESAMPLES, confidence_level=LEVEL, rng=rng)
+    drawn = stats.bootstrap(
+        tuple(stratum),
+        stack_means,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        rng=rng,
+    )
     return drawn.bootstrap_distribution
 
 
@@ -98,14 +110,16 @@ def warn_of_drift(turns: pd.DataFrame) -> str:
     """Decoding speed of the baseline without prefill, first against second half of the log."""
     if len(turns) < 4:
         return ""
-    halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2:]
+    halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2 :]
     first, second = (half["tokens"].sum() / (half["wall_ms"] - half["prefill_ms"]).sum() for half in halves)
     change = (second - first) / np.mean([first, second])
     if abs(change) <= UNSTABLE:
         return ""
     way = "faster" if change > 0 else "slower"
-    return (f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the run, "
-            "so the machine was not steady (or the later prompts are of another length).")
+    return (
+        f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the run, "
+        "so the machine was not steady (or the later prompts are of another length)."
+    )
 
 
 def warn_of_load(provenance: dict) -> str:

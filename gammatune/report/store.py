@@ -102,8 +102,9 @@ def read_run(path: str | os.PathLike) -> StoredRun:
     kept = [arm for arm in arms if arm.label not in left_out]
     run = StoredRun(path, facts, kept, list(left_out.items()))
     if not kept:
-        raise UserError(f"{path} has no finished arm to report on ({run.left_out_sentence()}): "
-                        "run the same command again to finish it.")
+        raise UserError(
+            f"{path} has no finished arm to report on ({run.left_out_sentence()}): run the same command again to finish it."
+        )
     return run
 
 
@@ -148,8 +149,10 @@ def read_turns(file: Path, done: dict) -> list[TurnLog]:
         raise UserError(f"{file} cannot be read ({error.strerror}): {UNUSABLE}.") from error
     if hashlib.sha256(content).hexdigest() != done.get("sha256"):
         raise UserError(f"{file} was changed or cut short after its run (checksum differs from done.json): {UNUSABLE}.")
-    turns = [TurnLog.from_json(line, where=f"{file} line {number}")
-             for number, line in enumerate(content.decode().splitlines(), 1)]
+    turns = [
+        TurnLog.from_json(line, where=f"{file} line {number}")
+        for number, line in enumerate(content.decode().splitlines(), 1)
+    ]
     for turn in turns:
         if sum(r.emitted for r in turn.rounds) != len(turn.output_ids):
             raise UserError(f"{file} is damaged (the rounds of question {turn.question_id} do not add up): {UNUSABLE}.")
@@ -205,5 +208,7 @@ def refuse_newer(content: dict, file: Path) -> None:
     if not isinstance(schema, int):
         raise UserError(f"{file} is damaged (no schema number): {UNUSABLE}.")
     if schema > SCHEMA:
-        raise UserError(f"{file} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-                        "update gammatune to read it.")
+        raise UserError(
+            f"{file} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
+            "update gammatune to read it."
+        )

@@ -11,12 +11,28 @@ from gammatune.report.names import OVERALL, POLICIES, arm_names, task_name
 from gammatune.report.results import results_table
 from gammatune.report.store import BASELINE, StoredRun
 
-SPEED_NOTE = ("Speedup is the ratio of mean tokens/s over questions; ± is the standard deviation over questions of the "
-              "ratio per question; intervals are 95 % paired bootstrap over questions.")
+SPEED_NOTE = (
+    "Speedup is the ratio of mean tokens/s over questions; ± is the standard deviation over questions of the "
+    "ratio per question; intervals are 95 % paired bootstrap over questions."
+)
 RANDOM_NOTE = "The weights are random, so no speedup is given."
 BASELINE_NOTE = "The autoregressive arm is missing, so no speedup is given."
-LATEX = str.maketrans({"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{",
-                       "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "γ": r"$\gamma$"})
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "γ": r"$\gamma$",
+    }
+)
 
 
 def timing_table(run: StoredRun) -> pd.DataFrame:
@@ -54,18 +70,20 @@ def speedup_cells(results: pd.DataFrame) -> list[str]:
 
 def details_view(results: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     """The long table as text: one row per task and arm."""
-    return pd.DataFrame({
-        "task": results["task"].map(task_name),
-        "policy": results["label"].map(names),
-        "speedup": speedup_cells(results),
-        "95 % interval": [interval(*pair) for pair in zip(results["speedup_low"], results["speedup_high"], strict=True)],
-        "mean accepted tokens": results["mean_accepted_tokens"].map(number),
-        "acceptance rate (pooled)": results["acceptance_rate"].map(number),
-        "acceptance rate (mean over questions)": results["acceptance_rate_per_question"].map(number),
-        "tokens/s": results["tokens_per_second"].map(speed),
-        "wasted drafts": results["wasted_draft_fraction"].map(percent),
-        "questions": results["questions"],
-    })
+    return pd.DataFrame(
+        {
+            "task": results["task"].map(task_name),
+            "policy": results["label"].map(names),
+            "speedup": speedup_cells(results),
+            "95 % interval": [interval(*pair) for pair in zip(results["speedup_low"], results["speedup_high"], strict=True)],
+            "mean accepted tokens": results["mean_accepted_tokens"].map(number),
+            "acceptance rate (pooled)": results["acceptance_rate"].map(number),
+            "acceptance rate (mean over questions)": results["acceptance_rate_per_question"].map(number),
+            "tokens/s": results["tokens_per_second"].map(speed),
+            "wasted drafts": results["wasted_draft_fraction"].map(percent),
+            "questions": results["questions"],
+        }
+    )
 
 
 def timing_view(timing: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
@@ -92,8 +110,10 @@ def arm_summaries(run: StoredRun) -> list[dict]:
     results = results_table(run)
     overall = results[results["task"] == OVERALL].set_index("label")
     columns = ["speedup", "mean_accepted_tokens", "acceptance_rate"]
-    return [{"policy": arm.label} | {c: none_if_nan(overall.loc[arm.label, c]) for c in columns} | {"exact": arm.exact}
-            for arm in run.arms]
+    return [
+        {"policy": arm.label} | {c: none_if_nan(overall.loc[arm.label, c]) for c in columns} | {"exact": arm.exact}
+        for arm in run.arms
+    ]
 
 
 def notes(run: StoredRun) -> list[str]:
@@ -108,8 +128,11 @@ def gain_sentences(run: StoredRun) -> list[str]:
     """For each policy that shares two or more starting gammas with fixed arms: the gain over the mean fixed gamma."""
     policies = dict.fromkeys(arm.policy for arm in run.arms if arm.policy not in (BASELINE, "fixed"))
     gains = {policy: metrics.gain_over_mean_fixed(run.questions, policy) for policy in policies}
-    return [f"{POLICIES.get(policy, policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
-            for policy, gain in gains.items() if not math.isnan(gain)]
+    return [
+        f"{POLICIES.get(policy, policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
+        for policy, gain in gains.items()
+        if not math.isnan(gain)
+    ]
 
 
 def describe(run: StoredRun) -> str:
@@ -164,7 +187,8 @@ def to_latex(view: pd.DataFrame, caption: str, label: str) -> str:
     escaped = view.astype(str).map(lambda text: text.translate(LATEX))
     escaped.columns = [column.translate(LATEX) for column in view.columns]
     return escaped.style.hide(axis="index").to_latex(
-        hrules=True, caption=caption.translate(LATEX), label=label, position_float="centering")
+        hrules=True, caption=caption.translate(LATEX), label=label, position_float="centering"
+    )
 
 
 def number(value: float) -> str:

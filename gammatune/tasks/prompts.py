@@ -2,8 +2,10 @@
 
 from gammatune.errors import UserError
 
-VICUNA_SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. "
-                 "The assistant gives helpful, detailed, and polite answers to the user's questions.")
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 # Some chat templates print today's date into the prompt; a fixed one keeps a run repeatable.
 PROMPT_DATE = "26 Jul 2024"
 
@@ -34,8 +36,9 @@ def prompt_text(template: str, turns: list[str], answers: list[str]) -> str:
 
 def apply_own_template(tokenizer, turns: list[str], answers: list[str]) -> str:
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError("This tokenizer has no chat template of its own: set model_pair.chat_template to vicuna, llama-2 "
-                        "or plain.")
+        raise UserError(
+            "This tokenizer has no chat template of its own: set model_pair.chat_template to vicuna, llama-2 or plain."
+        )
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]

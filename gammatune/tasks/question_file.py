@@ -54,8 +54,9 @@ def download(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             return response.read()
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"Spec-Bench's questions are not in the cache and could not be downloaded ({error}): "
-                        f"{HOW_TO_GET}.") from error
+        raise UserError(
+            f"Spec-Bench's questions are not in the cache and could not be downloaded ({error}): {HOW_TO_GET}."
+        ) from error
 
 
 def store(path: Path, content: bytes) -> None:
@@ -66,16 +67,20 @@ def store(path: Path, content: bytes) -> None:
         part.write_bytes(content)
         part.replace(path)
     except OSError as error:
-        raise UserError(f"Spec-Bench's questions cannot be stored in {path.parent} ({error.strerror}): set GAMMATUNE_CACHE "
-                        "to a folder that can be written.") from error
+        raise UserError(
+            f"Spec-Bench's questions cannot be stored in {path.parent} ({error.strerror}): set GAMMATUNE_CACHE "
+            "to a folder that can be written."
+        ) from error
 
 
 def read_bytes(path: Path, setting: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"The question file {path} cannot be read ({error.strerror}): point {setting} at a copy of "
-                        "Spec-Bench's question.jsonl, or leave it out to have the file downloaded.") from error
+        raise UserError(
+            f"The question file {path} cannot be read ({error.strerror}): point {setting} at a copy of "
+            "Spec-Bench's question.jsonl, or leave it out to have the file downloaded."
+        ) from error
 
 
 def sha256(content: bytes) -> str:

@@ -16,7 +16,7 @@ def select_questions(questions: list, config: TasksConfig) -> list:
     check_include(config.include, chosen, questions)
     if config.limit is None:
         return chosen
-    kept = {q.question_id for group in group_by(chosen, "task") for q in order_task(group, config.seed)[:config.limit]}
+    kept = {q.question_id for group in group_by(chosen, "task") for q in order_task(group, config.seed)[: config.limit]}
     return [q for q in chosen if q.question_id in kept]
 
 
@@ -24,13 +24,16 @@ def check_include(include: list[str], chosen: list, questions: list) -> None:
     found = {name for q in chosen for name in (q.task, q.category)}
     for name in include:
         if name not in found:
-            raise UserError(f"tasks.include names {name}, but the question file has none of it: it holds "
-                            f"{', '.join(sorted({q.category for q in questions}))}.")
+            raise UserError(
+                f"tasks.include names {name}, but the question file has none of it: it holds "
+                f"{', '.join(sorted({q.category for q in questions}))}."
+            )
 
 
 def group_by(questions: list, attribute: str) -> list[list]:
     def key(question):
         return getattr(question, attribute)
+
     return [list(group) for _, group in groupby(sorted(questions, key=key), key)]
 
 

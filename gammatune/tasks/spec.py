@@ -42,8 +42,9 @@ class TasksConfig:
         if self.source not in SOURCES:
             raise UserError(f"tasks.source={self.source} is not known: choose one of {', '.join(SOURCES)}.")
         if self.path is not None and self.source != "specbench":
-            raise UserError(f"tasks.path={self.path} is only read with tasks.source=specbench: set that too, or leave "
-                            "the path out.")
+            raise UserError(
+                f"tasks.path={self.path} is only read with tasks.source=specbench: set that too, or leave the path out."
+            )
         self._check_checksum()
         self._check_selection()
 
@@ -59,5 +60,7 @@ class TasksConfig:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"tasks.limit={self.limit} must be 1 or more (or null for all).")
         if self.seed is not None and self.limit is None:
-            raise UserError(f"tasks.seed={self.seed} picks a random subset and changes nothing without tasks.limit: set the "
-                            "limit, or leave the seed out.")
+            raise UserError(
+                f"tasks.seed={self.seed} picks a random subset and changes nothing without tasks.limit: set the "
+                "limit, or leave the seed out."
+            )

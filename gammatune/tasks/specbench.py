@@ -58,15 +58,18 @@ def read_records(path: Path):
 def check_lines(content: bytes, path: Path) -> None:
     """Raises UserError, naming the line, for anything that is not a question or repeats an earlier question_id."""
     if not content.strip():
-        raise UserError(f"The question file {path} is empty: write one JSON object with question_id, category and "
-                        "turns per line.")
+        raise UserError(
+            f"The question file {path} is empty: write one JSON object with question_id, category and turns per line."
+        )
     first_line = {}
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
         where = f"Line {number} of {path}"
         question_id = check_record(parse_line(line, where), where)
         if question_id in first_line:
-            raise UserError(f"{where} repeats the question_id {question_id} of line {first_line[question_id]}: give each "
-                            "question its own.")
+            raise UserError(
+                f"{where} repeats the question_id {question_id} of line {first_line[question_id]}: give each "
+                "question its own."
+            )
         first_line[question_id] = number
 
 
@@ -89,8 +92,10 @@ def check_record(record: dict, where: str) -> int:
     if category not in CATEGORIES:
         raise UserError(f"{where} has the unknown category {category!r}: choose one of {', '.join(CATEGORIES)}.")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-        raise UserError(f"{where} has turns that are not a list of one or more strings: write them like "
-                        "[\"first prompt\", \"second prompt\"].")
+        raise UserError(
+            f"{where} has turns that are not a list of one or more strings: write them like "
+            '["first prompt", "second prompt"].'
+        )
     for number, turn in enumerate(turns, start=1):
         if not turn.strip():
             raise UserError(f"{where} has an empty turn {number}: give it text or remove it.")

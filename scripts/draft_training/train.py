@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .measure import agreement_bits, summarise
 from .student import Draft, Head, Shape, export
+from .fast_llama import TOP_K
 from .teacher import Sample, load_samples
 
 PREFIX = 20  # the chat template's constant system message needs no training
@@ -30,11 +31,13 @@ class Recipe:
     minutes: float = 40.0
     step_tokens: int = 8192
     rate: float = 1.5e-3
-    optimiser: str = "muon"
+    optimiser: str = "adamw"
     hard: float = 0.5
     prompt_weight: float = 0.25
     warmup: int = 40
     frequent: int = 6000
+    copy_every: int = 8
+    report_seconds: float = 200.0
     seed: int = 0
     device: str = "cpu"
     max_steps: int = 10**9
@@ -53,7 +56,7 @@ class Batch:
 def position_weights(sample: Sample, recipe: Recipe) -> np.ndarray:
     """Loss weight of each predicted position (n - 1,): full on answers, less on prompts and sampled text."""
     weights = np.full(len(sample.ids) - 1, 1.0 if sample.kind != "article" else 0.5, np.float32)
-    weights[: sample.prompt_len - 1] = recipe.prompt_weight
+    weights[: sample.prompt_len - 1] = recipe.prompt_weight if sample.kind != "copy" else 0.0
     weights[:PREFIX] = 0.0
     return weights
 
@@ -76,6 +79,24 @@ def make_batch(samples: list[Sample], recipe: Recipe) -> Batch:
         shares.append(mixed * weights[used, None])
     arrays = (ids, np.concatenate(positions), np.concatenate(tops), np.concatenate(shares))
     return Batch(*(torch.from_numpy(a).to(recipe.device) for a in arrays))
+
+
+def copy_samples(samples: list[Sample], tokens: int, rng: random.Random) -> list[Sample]:
+    """Spans that occur twice, half of them shuffled, to teach copying from the context early on.
+
+    Only the second occurrence is trained, with its own tokens as hard targets.
+    """
+    width, made = rng.randint(60, 160), []
+    for _ in range(max(1, tokens // (3 * width))):
+        parts = [rng.choice(samples).ids[PREFIX:][:width] for _ in range(2)]
+        if rng.random() < 0.5:
+            parts = [np.array(rng.sample(part.tolist(), len(part)), np.uint16) for part in parts]
+        ids = np.concatenate((parts[0], parts[1], parts[0]))
+        tops = np.repeat(ids[1:, None], TOP_K, axis=1)
+        shares = np.zeros(tops.shape, np.float16)
+        shares[:, 0] = 1
+        made.append(Sample(ids, len(parts[0]) + len(parts[1]) + 3, tops, shares, "copy"))
+    return made
 
 
 def batch_stream(samples: list[Sample], tokens: int, rng: random.Random):
@@ -106,7 +127,7 @@ def optimisers(draft: Draft, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 
 def average_gradients(draft: Draft) -> None:
-    """Sum gradients over the workers as one flat bf16-free message."""
+    """Sum gradients over the workers as one flat message."""
     if not dist.is_initialized():
         return
     parameters = list(draft.parameters())
@@ -131,6 +152,7 @@ class Trainer:
         self.samples: list[Sample] = []
         self.head: Head | None = None
         self.tokens, self.started = 0, time.time()
+        self.resume()
 
     def refresh(self) -> None:
         """Load shards written since the last call; each worker keeps every ``world``-th sample."""
@@ -140,6 +162,28 @@ class Trainer:
         counts = np.bincount(np.concatenate([s.top_ids[:, 0] for s in self.samples]), minlength=49152)
         frequent = torch.from_numpy(counts.argsort()[::-1][: self.recipe.frequent].copy())
         self.head = Head(frequent.to(self.recipe.device))
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint, if this run has one."""
+        path = self.output / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.recipe.device)
+        self.draft.load_state_dict(state["draft"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.tokens, self.started = state["tokens"], time.time() - state["seconds"]
+
+    def checkpoint(self) -> None:
+        """Write everything that :meth:`resume` needs."""
+        state = {
+            "draft": self.draft.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "tokens": self.tokens,
+            "seconds": time.time() - self.started,
+        }
+        torch.save(state, self.output / "checkpoint.tmp")
+        (self.output / "checkpoint.tmp").rename(self.output / "checkpoint.pt")
 
     def progress(self) -> float:
         """Fraction of the time budget used, agreed on by all workers."""
@@ -179,20 +223,26 @@ class Trainer:
         """Train until the time budget is used, picking up new shards and checkpointing on the way."""
         self.refresh()
         rng = random.Random(self.recipe.seed + self.rank)
-        stream = batch_stream(self.samples, self.recipe.step_tokens // self.world, rng)
-        smooth, measured = None, time.time()
+        size = self.recipe.step_tokens // self.world
+        stream = batch_stream(self.samples, size, rng)
+        smooth, measured, step = None, time.time(), 0
         bar = tqdm(disable=self.rank > 0, mininterval=10, desc="train")
         for step in range(self.recipe.max_steps):
             fraction = self.progress()
             if fraction >= 1:
                 break
             self.set_rate(step, fraction)
-            loss = self.step(next(stream))
+            copying = fraction < 0.5 and step % self.recipe.copy_every == 1
+            loss = self.step(copy_samples(self.samples, size, rng) if copying else next(stream))
+            if copying:
+                continue
             smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
             bar.update()
             bar.set_postfix(loss=f"{smooth:.3f}", mtok=f"{self.tokens / 1e6:.2f}", done=f"{fraction:.0%}")
-            if self.rank == 0 and time.time() - measured > 240:
+            if time.time() - measured > self.recipe.report_seconds:
                 self.report(step, smooth)
+                self.refresh()
+                stream = batch_stream(self.samples, size, rng)
                 measured = time.time()
         self.report(step, smooth or math.nan)
 
@@ -207,6 +257,7 @@ class Trainer:
         line |= {"agreement": round(scores["overall"]["agreement"], 4)}
         self.output.mkdir(parents=True, exist_ok=True)
         export(self.draft, self.output)
+        self.checkpoint()
         with (self.output / "log.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
         tqdm.write(json.dumps(line))

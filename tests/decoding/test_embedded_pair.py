@@ -23,7 +23,7 @@ def answers(embedded_pair):
     for question in load_questions(TasksConfig(name="demo", limit=2)).questions:
         prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[:1], [])
         output = pair.target.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
-        made.append((prompt, output[0, len(prompt):].tolist()))
+        made.append((prompt, output[0, len(prompt) :].tolist()))
     return made
 
 

@@ -34,9 +34,14 @@ def prompt_of(seed: int, length: int = 12) -> list[int]:
 
 def transformers_greedy(runtime, prompt: list[int], max_new_tokens: int) -> list[int]:
     """The referee: transformers' own generate on the target alone."""
-    output = runtime.pair.target.generate(torch.tensor([prompt]), max_new_tokens=max_new_tokens, do_sample=False,
-                                          eos_token_id=list(runtime.pair.eos_ids), pad_token_id=2)
-    return output[0, len(prompt):].tolist()
+    output = runtime.pair.target.generate(
+        torch.tensor([prompt]),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(runtime.pair.eos_ids),
+        pad_token_id=2,
+    )
+    return output[0, len(prompt) :].tolist()
 
 
 def make_policy(name: str, gamma: int):
@@ -104,7 +109,9 @@ def test_same_ids_when_reading_a_token_is_not_free(monkeypatch):
 def test_a_policy_that_watches_costs_one_more_read_per_drafted_token(monkeypatch):
     runtime = make_runtime(seed=2, noise=0.1, ends=())
     monkeypatch.setattr(type(runtime), "reads_are_free", False)
-    made = generate_speculative(runtime, prompt_of(1), POLICIES["hf_confidence"](threshold=0.0, gamma=4), DecodeConfig(max_new_tokens=20))
+    made = generate_speculative(
+        runtime, prompt_of(1), POLICIES["hf_confidence"](threshold=0.0, gamma=4), DecodeConfig(max_new_tokens=20)
+    )
     watched = sum(r.drafted for r in made.rounds)
     assert runtime.host_reads == len(made.rounds) + 2 * watched
 

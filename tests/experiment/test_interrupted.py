@@ -129,10 +129,16 @@ def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path
 @pytest.fixture
 def started(tmp_path, small):
     """A process in the middle of a run, its first answers on disk; and the folder that it writes to."""
-    arguments = [*small, "policy=[fixed,hf_heuristic]", "policy.hf_heuristic.carry=never", f"results={tmp_path}",
-                 "decode.max_new_tokens=100"]
-    process = subprocess.Popen([sys.executable, "run.py", *arguments], cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    arguments = [
+        *small,
+        "policy=[fixed,hf_heuristic]",
+        "policy.hf_heuristic.carry=never",
+        f"results={tmp_path}",
+        "decode.max_new_tokens=100",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     while process.poll() is None and not any(log.stat().st_size for log in tmp_path.glob("*/*/turns.jsonl")):
         time.sleep(0.01)
     yield process, arguments

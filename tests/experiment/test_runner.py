@@ -41,14 +41,22 @@ def test_the_target_alone_is_always_an_arm_and_comes_once(make_config, small, po
 
 def test_each_policy_starts_from_each_start(make_config, small):
     arms = plan_arms(make_config(*small, "policy=[fixed,gammatune,hf_confidence]", "starts=[1,24]"))
-    assert [arm.label for arm in arms] == ["ar", "fixed-1", "fixed-24", "gammatune-1", "gammatune-24", "hf_confidence-1",
-                                           "hf_confidence-24"]
+    assert [arm.label for arm in arms] == [
+        "ar",
+        "fixed-1",
+        "fixed-24",
+        "gammatune-1",
+        "gammatune-24",
+        "hf_confidence-1",
+        "hf_confidence-24",
+    ]
     assert [arm.gamma for arm in arms] == [None, 1, 24, 1, 24, 1, 24]
     assert arms[4].policy.plan() == 24
 
 
-@pytest.mark.parametrize(("victim", "failed"), [
-    ("fixed-3", {"fixed-3"}), ("ar", {"ar", "fixed-3", "gammatune_plus-3", "hf_heuristic-5"})])
+@pytest.mark.parametrize(
+    ("victim", "failed"), [("fixed-3", {"fixed-3"}), ("ar", {"ar", "fixed-3", "gammatune_plus-3", "hf_heuristic-5"})]
+)
 def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, on_answer, tmp_path, victim, failed):
     runner = make_runner(tmp_path, "repetitions=2")
     policy, seen = {cell.arm.label: cell.arm.policy for cell in runner.folder.cells}[victim], count(1)

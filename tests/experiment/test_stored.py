@@ -35,21 +35,40 @@ def age_a_line(lines):
     lines[3] = lines[3].replace('"schema":1', '"schema":2')
 
 
-@pytest.mark.parametrize(("damage", "sentence"), [
-    (lambda cell: edit_lines(cell.turns_file, break_a_line), "turns.jsonl was changed or cut short after it was finished"),
-    (lambda cell: edit_lines(cell.turns_file, lambda lines: lines.pop()), "turns.jsonl was changed or cut short"),
-    (lambda cell: cell.turns_file.unlink(), "turns.jsonl was changed or cut short"),
-    (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, break_a_line)), "turns.jsonl line 4 is damaged"),
-    (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, age_a_line)), "line 4 was written by a newer"),
-    (lambda cell: change_json(cell.done_file, schema=2), "done.json was written by a newer gammatune"),
-    (lambda cell: cell.done_file.write_text("{"), "done.json is damaged"),
-    (lambda cell: change_json(cell.folder.parent / "run.json", schema=2), "run.json was written by a newer gammatune"),
-    (lambda cell: change_json(cell.folder / "config.json", pair="another"), "config.json does not describe this run"),
-    (lambda cell: change_json(cell.folder / "config.json", schema=2), "config.json was written by a newer gammatune"),
-    (lambda cell: change_json(cell.folder / "provenance.json", device="another"), "times of two machines do not mix"),
-    (lambda cell: change_json(cell.folder / "provenance.json", schema=2), "provenance.json was written by a newer"),
-], ids=["changed", "line missing", "no log", "damaged line", "newer line", "newer done", "damaged done", "newer run",
-        "another pair", "newer config", "another machine", "newer provenance"])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (
+            lambda cell: edit_lines(cell.turns_file, break_a_line),
+            "turns.jsonl was changed or cut short after it was finished",
+        ),
+        (lambda cell: edit_lines(cell.turns_file, lambda lines: lines.pop()), "turns.jsonl was changed or cut short"),
+        (lambda cell: cell.turns_file.unlink(), "turns.jsonl was changed or cut short"),
+        (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, break_a_line)), "turns.jsonl line 4 is damaged"),
+        (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, age_a_line)), "line 4 was written by a newer"),
+        (lambda cell: change_json(cell.done_file, schema=2), "done.json was written by a newer gammatune"),
+        (lambda cell: cell.done_file.write_text("{"), "done.json is damaged"),
+        (lambda cell: change_json(cell.folder.parent / "run.json", schema=2), "run.json was written by a newer gammatune"),
+        (lambda cell: change_json(cell.folder / "config.json", pair="another"), "config.json does not describe this run"),
+        (lambda cell: change_json(cell.folder / "config.json", schema=2), "config.json was written by a newer gammatune"),
+        (lambda cell: change_json(cell.folder / "provenance.json", device="another"), "times of two machines do not mix"),
+        (lambda cell: change_json(cell.folder / "provenance.json", schema=2), "provenance.json was written by a newer"),
+    ],
+    ids=[
+        "changed",
+        "line missing",
+        "no log",
+        "damaged line",
+        "newer line",
+        "newer done",
+        "damaged done",
+        "newer run",
+        "another pair",
+        "newer config",
+        "another machine",
+        "newer provenance",
+    ],
+)
 def test_a_stored_run_that_cannot_be_continued_is_refused(stored, damage, sentence):
     damage(stored.folder.cells[1])
     before = {path: path.read_bytes() for path in stored.folder.path.glob("*/turns.jsonl")}
@@ -66,8 +85,14 @@ def test_a_folder_that_cannot_be_written_is_refused(make_runner, tmp_path):
 
 
 def test_equal_content_has_one_name_and_other_content_another(make_runner, tmp_path):
-    one, same, other = (make_runner(tmp_path / name, *extra) for name, extra in (
-        ("a", ()), ("b", ("tasks.path=" + str(copy_questions(make_runner, tmp_path)),)), ("c", ("policy.fixed.gamma=4",))))
+    one, same, other = (
+        make_runner(tmp_path / name, *extra)
+        for name, extra in (
+            ("a", ()),
+            ("b", ("tasks.path=" + str(copy_questions(make_runner, tmp_path)),)),
+            ("c", ("policy.fixed.gamma=4",)),
+        )
+    )
     names = [[cell.folder.name for cell in runner.folder.cells] for runner in (one, same, other)]
     assert names[0] == names[1] and one.folder.path.name == same.folder.path.name
     assert one.folder.path.name != other.folder.path.name
@@ -101,6 +126,7 @@ def test_a_plan_tells_finished_started_and_new_cells_apart(make_runner, undistur
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     from gammatune.experiment.cells import write_json
+
     path = tmp_path / "done.json"
     write_json(path, {"status": "ok"})
     with pytest.raises(TypeError):

@@ -63,8 +63,9 @@ def doctored():
     return make
 
 
-@pytest.mark.parametrize(("share_of_bound", "status"), [
-    (0.0, "near_tie"), (0.9, "near_tie"), (1.2, "different"), (1000, "different")])
+@pytest.mark.parametrize(
+    ("share_of_bound", "status"), [(0.0, "near_tie"), (0.9, "near_tie"), (1.2, "different"), (1000, "different")]
+)
 def test_a_difference_passes_only_within_the_rounding_of_the_logits(doctored, share_of_bound, status):
     gap = share_of_bound * NEAR_TIE_LOGITS[torch.float32]
     runtime, answer, other = doctored(gap)
@@ -81,6 +82,7 @@ def test_equal_answers_are_exact_and_a_shorter_one_is_never_a_tie(doctored):
 
 def test_a_near_tie_is_counted_and_keeps_the_arm(make_runner, on_answer, monkeypatch, tmp_path):
     from gammatune.experiment import verdicts
+
     runner = make_runner(tmp_path)
     on_answer(corrupt_second_question(runner))
     monkeypatch.setitem(verdicts.compare_answers.__globals__["NEAR_TIE_LOGITS"], torch.float32, 1e9)

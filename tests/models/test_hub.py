@@ -96,8 +96,11 @@ def case(target="org/target", draft="org/draft", **extra):
 
 
 CASES = {
-    "good": case(), "gated": case("org/gated", gated=True), "unknown": case("org/nothing"),
-    "branch": case(revision="no-such-branch"), "foreign": case(draft="org/foreign"),
+    "good": case(),
+    "gated": case("org/gated", gated=True),
+    "unknown": case("org/nothing"),
+    "branch": case(revision="no-such-branch"),
+    "foreign": case(draft="org/foreign"),
 }
 
 
@@ -106,8 +109,12 @@ def answers(tmp_path_factory):
     """Per case [identity, vocab_size] or the refusal: with the hub, then without; and the names of all files served."""
     folder = tmp_path_factory.mktemp("hub")
     make = checkpoint_maker(folder)
-    repositories = {"org/target": make("target"), "org/draft": make("draft", num_hidden_layers=1),
-                    "org/foreign": make("foreign", extra=["hello"]), "org/gated": make("gated")}
+    repositories = {
+        "org/target": make("target"),
+        "org/draft": make("draft", num_hidden_layers=1),
+        "org/foreign": make("foreign", extra=["hello"]),
+        "org/gated": make("gated"),
+    }
     handler = type("Handler", (Hub,), {"repositories": repositories, "requested": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -119,17 +126,33 @@ def answers(tmp_path_factory):
 
 def load_all(folder, port):
     """The answers to CASES of a fresh process, since the hub's address is read when its client is imported."""
-    settings = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1",
-                "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", CLIENT, json.dumps(list(CASES.values()))], env={**os.environ, **settings},
-                          check=True, capture_output=True, text=True, timeout=100)
+    settings = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}",
+        "HF_HOME": str(folder / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(list(CASES.values()))],
+        env={**os.environ, **settings},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
 
 
 def test_a_pair_from_the_hub_is_known_by_its_commit_and_then_needs_no_network(answers):
     online, offline, requested = answers
-    assert online["good"] == [{"target": {"id": "org/target", "revision": None, "commit": COMMIT},
-                               "draft": {"id": "org/draft", "revision": None, "commit": COMMIT}}, 259]
+    assert online["good"] == [
+        {
+            "target": {"id": "org/target", "revision": None, "commit": COMMIT},
+            "draft": {"id": "org/draft", "revision": None, "commit": COMMIT},
+        },
+        259,
+    ]
     assert offline["good"] == online["good"]
     assert requested.count("config.json") == 3
 

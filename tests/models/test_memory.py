@@ -16,9 +16,14 @@ from gammatune.models.tiny import llama_config, tiny_shape
 LLAMA_7B = Shape(4096, 11008, 32, 32, 32, 32000)
 
 
-@pytest.mark.parametrize("shape", [
-    tiny_shape(3), replace(tiny_shape(2), tie_word_embeddings=True),
-    replace(tiny_shape(2), head_dim=32, num_key_value_heads=4)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        tiny_shape(3),
+        replace(tiny_shape(2), tie_word_embeddings=True),
+        replace(tiny_shape(2), head_dim=32, num_key_value_heads=4),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weight_bytes_are_those_of_the_built_model(shape, dtype):
     model = LlamaForCausalLM(llama_config(shape)).to(dtype)

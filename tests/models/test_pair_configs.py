@@ -16,9 +16,13 @@ PAIRS = sorted(FOLDER.glob("*.yaml"))
 
 # Published parameter counts, target and draft, in millions.
 SIZES = {
-    "vicuna-68m-7b": (6738, 68), "vicuna-68m-13b": (13016, 68), "vicuna-68m-33b": (32529, 68),
+    "vicuna-68m-7b": (6738, 68),
+    "vicuna-68m-13b": (13016, 68),
+    "vicuna-68m-33b": (32529, 68),
     "vicuna-160m-13b": (13016, 162),
-    "llama-68m-llama-2-7b": (6738, 68), "llama-3.2-1b-3.1-8b": (8030, 1236), "llama-3.1-8b-70b": (70554, 8030),
+    "llama-68m-llama-2-7b": (6738, 68),
+    "llama-3.2-1b-3.1-8b": (8030, 1236),
+    "llama-3.1-8b-70b": (70554, 8030),
 }
 
 

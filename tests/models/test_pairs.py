@@ -96,16 +96,19 @@ def test_a_token_that_no_head_can_produce_does_not_matter(two, make_checkpoint, 
 
 
 @pytest.mark.usefixtures("no_weights_read")
-@pytest.mark.parametrize(("break_it", "words"), [
-    (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-    (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "is not valid JSON"),
-    (lambda folder: edit(folder, model_type="bert", architectures=["BertModel"]), "is a BertModel, which cannot decode"),
-    (lambda folder: edit(folder, architectures=["LlamaForSequenceClassification"]), "which cannot decode"),
-    (lambda folder: edit(folder, model_type=None, architectures=None), "is a model_type None"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
-    (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is not valid JSON"),
+        (lambda folder: edit(folder, model_type="bert", architectures=["BertModel"]), "is a BertModel, which cannot decode"),
+        (lambda folder: edit(folder, architectures=["LlamaForSequenceClassification"]), "which cannot decode"),
+        (lambda folder: edit(folder, model_type=None, architectures=None), "is a model_type None"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
+    ],
+)
 def test_an_unusable_folder_is_refused_before_weights(two, break_it, words):
     break_it(two[1])
     message = refusal(two[2])
@@ -135,15 +138,21 @@ def only_an_index(folder):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize(("break_it", "words"), [
-    (truncate, "truncated or corrupt"),
-    (lambda folder: (folder / "model.safetensors").write_text("version 1 of a pointer\nsize 9\n"), "truncated or corrupt"),
-    (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or corrupt"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-    (only_an_index, "lacks 2 of 2 weight files"),
-    (lambda folder: edit(folder, intermediate_size=96), "do not fit their config.json"),
-    (lambda folder: edit(folder, num_hidden_layers=3), "lack 9 tensors"),
-])
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (truncate, "truncated or corrupt"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version 1 of a pointer\nsize 9\n"),
+            "truncated or corrupt",
+        ),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or corrupt"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+        (only_an_index, "lacks 2 of 2 weight files"),
+        (lambda folder: edit(folder, intermediate_size=96), "do not fit their config.json"),
+        (lambda folder: edit(folder, num_hidden_layers=3), "lack 9 tensors"),
+    ],
+)
 def test_damaged_weights_are_refused(two, break_it, words):
     break_it(two[0])
     assert words in refusal(two[2])

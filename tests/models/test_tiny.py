@@ -55,8 +55,13 @@ def test_a_small_vocabulary_stays_in_range():
 
 
 def tiny_config(**fields):
-    return PairConfig(name="tiny", source="tiny-random", target=Checkpoint(id="t", shape=tiny_shape(3)),
-                      draft=Checkpoint(id="d", shape=tiny_shape(1)), **fields)
+    return PairConfig(
+        name="tiny",
+        source="tiny-random",
+        target=Checkpoint(id="t", shape=tiny_shape(3)),
+        draft=Checkpoint(id="d", shape=tiny_shape(1)),
+        **fields,
+    )
 
 
 def test_the_configs_shapes_are_the_models_shapes():

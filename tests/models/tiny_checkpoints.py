@@ -19,9 +19,17 @@ def save_tokenizer(folder, extra=()):
 
 def save_llama(folder, vocab_size, seed=0, **settings):
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
-             "pad_token_id": None}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
     LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **{**sizes, **settings})).save_pretrained(folder)
 
 

@@ -87,12 +87,25 @@ def test_hf_confidence_reads_the_drafted_tokens_own_probability():
     assert POLICIES["hf_confidence"](threshold=0.0).keep_drafting(signal(0.0))
 
 
-@pytest.mark.parametrize("name, wrong", [
-    ("fixed", {"gamma": -1}), ("gammatune", {"gamma": 0}), ("gammatune", {"eta": 1.1}), ("gammatune", {"eta": -0.1}),
-    ("gammatune", {"delta": -1}), ("gammatune", {"gamma_min": 0}), ("gammatune", {"gamma_min": 5, "gamma_max": 4}),
-    ("gammatune", {"full": "some"}), ("gammatune", {"clip_expand": "all"}), ("gammatune_plus", {"tau": 1.5}),
-    ("hf_heuristic", {"gamma": 0}), ("hf_confidence", {"threshold": 2.0}), ("fixed", {"carry": "day"}),
-    ("gammatune_plus", {"stop_token": "maybe"})])
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("fixed", {"gamma": -1}),
+        ("gammatune", {"gamma": 0}),
+        ("gammatune", {"eta": 1.1}),
+        ("gammatune", {"eta": -0.1}),
+        ("gammatune", {"delta": -1}),
+        ("gammatune", {"gamma_min": 0}),
+        ("gammatune", {"gamma_min": 5, "gamma_max": 4}),
+        ("gammatune", {"full": "some"}),
+        ("gammatune", {"clip_expand": "all"}),
+        ("gammatune_plus", {"tau": 1.5}),
+        ("hf_heuristic", {"gamma": 0}),
+        ("hf_confidence", {"threshold": 2.0}),
+        ("fixed", {"carry": "day"}),
+        ("gammatune_plus", {"stop_token": "maybe"}),
+    ],
+)
 def test_settings_out_of_range_are_refused_by_name(name, wrong):
     with pytest.raises(UserError, match=f"{list(wrong)[-1]}|gamma_max"):
         POLICIES[name](**wrong)

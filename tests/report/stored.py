@@ -37,10 +37,18 @@ def store_run(folder: Path, recipe: Recipe | None = None) -> Path:
     recipe = recipe or Recipe()
     folder.mkdir(parents=True, exist_ok=True)
     arms = [describe_arm(label) for label in recipe.arms]
-    facts = {"schema": 1, "run": folder.name, "name": folder.name, "pair": "smollm2-draft-135m", "random_weights": False,
-             "tasks": {"name": "synthetic", "source": "demo", "checksum": "0" * 64},
-             "decode": {"temperature": 0.0},
-             "runtime": {"name": "eager", "device": "cpu", "dtype": "fp32"}, "seed": recipe.seed, "arms": arms}
+    facts = {
+        "schema": 1,
+        "run": folder.name,
+        "name": folder.name,
+        "pair": "smollm2-draft-135m",
+        "random_weights": False,
+        "tasks": {"name": "synthetic", "source": "demo", "checksum": "0" * 64},
+        "decode": {"temperature": 0.0},
+        "runtime": {"name": "eager", "device": "cpu", "dtype": "fp32"},
+        "seed": recipe.seed,
+        "arms": arms,
+    }
     (folder / "run.json").write_text(json.dumps(facts | recipe.facts))
     turns = {arm["label"]: make_turns(arm, recipe) for arm in arms}
     pieces = {token: piece(token) for logs in turns.values() for log in logs for token in log.output_ids}
@@ -60,15 +68,29 @@ def store_cell(cell: Path, turns: list[TurnLog], provenance: dict | None = None,
     """A finished cell; keywords replace fields of done.json."""
     cell.mkdir(exist_ok=True)
     (cell / "config.json").write_text("{}")
-    stamp = {"device": "Test CPU", "gammatune": "0.1.0", "packages": {"torch": "2.13.0"}, "git": "0123456789abcdef+changes",
-             "time": "2025-01-01T00:00:00Z"}
+    stamp = {
+        "device": "Test CPU",
+        "gammatune": "0.1.0",
+        "packages": {"torch": "2.13.0"},
+        "git": "0123456789abcdef+changes",
+        "time": "2025-01-01T00:00:00Z",
+    }
     (cell / "provenance.json").write_text(json.dumps(stamp | (provenance or {})))
     lines = "".join(turn.to_json() + "\n" for turn in turns)
     (cell / "turns.jsonl").write_text(lines)
-    record = {"schema": 1, "status": "ok", "exact": True, "near_ties": 0, "turns": len(turns),
-              "rounds": sum(len(t.rounds) for t in turns), "tokens": sum(len(t.output_ids) for t in turns),
-              "sha256": hashlib.sha256(lines.encode()).hexdigest(), "error": None,
-              "peak_host_mib": 1.0, "peak_device_mib": None}
+    record = {
+        "schema": 1,
+        "status": "ok",
+        "exact": True,
+        "near_ties": 0,
+        "turns": len(turns),
+        "rounds": sum(len(t.rounds) for t in turns),
+        "tokens": sum(len(t.output_ids) for t in turns),
+        "sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "error": None,
+        "peak_host_mib": 1.0,
+        "peak_device_mib": None,
+    }
     (cell / "done.json").write_text(json.dumps(record | done))
 
 
@@ -86,10 +108,13 @@ def piece(token: int) -> str:
 def make_turns(arm: dict, recipe: Recipe) -> list[TurnLog]:
     """All turns of one arm; answers and draft hits depend on the question alone, so every arm gives the same text."""
     policy = CLASSES[arm["policy"]](**arm["settings"])
-    return [make_turn(policy, task, (repetition, 100 * place + number, turn), recipe)
-            for repetition in range(recipe.repetitions)
-            for place, task in enumerate(recipe.tasks) for number in range(recipe.questions)
-            for turn in range(2 if task == "mt_bench" else 1)]
+    return [
+        make_turn(policy, task, (repetition, 100 * place + number, turn), recipe)
+        for repetition in range(recipe.repetitions)
+        for place, task in enumerate(recipe.tasks)
+        for number in range(recipe.questions)
+        for turn in range(2 if task == "mt_bench" else 1)
+    ]
 
 
 def make_turn(policy: Policy, task: str, key: tuple[int, int, int], recipe: Recipe) -> TurnLog:
@@ -115,10 +140,14 @@ def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: fl
         drafted = draft_length(policy, planned, left)
         accepted = next((i for i in range(drafted) if not left[i]), drafted)
         stop = "eos" if drafted == len(left) else "length" if drafted == planned else "policy"
-        times = {"draft_ms": slow * drafted * clock.gauss(2.2, 0.1),
-                 "verify_ms": slow * clock.gauss(21 + 0.5 * drafted, 0.5), "policy_ms": 0.01 * bool(planned)}
-        finished = Round(planned, drafted, accepted, min(accepted + 1, len(left)), drafted, stop, 40 + done, **times,
-                         state=policy.state())
+        times = {
+            "draft_ms": slow * drafted * clock.gauss(2.2, 0.1),
+            "verify_ms": slow * clock.gauss(21 + 0.5 * drafted, 0.5),
+            "policy_ms": 0.01 * bool(planned),
+        }
+        finished = Round(
+            planned, drafted, accepted, min(accepted + 1, len(left)), drafted, stop, 40 + done, **times, state=policy.state()
+        )
         policy.observe(finished)
         rounds.append(finished)
         done += finished.emitted

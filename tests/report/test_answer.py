@@ -15,12 +15,23 @@ def run(tmp_path_factory):
 
 
 def test_tokens_of_each_kind_of_round():
-    rounds = [Round(3, 3, 1, 2, 3, "length", 5), Round(2, 2, 2, 3, 2, "length", 7), Round(0, 0, 0, 1, 0, "length", 10),
-              Round(4, 2, 2, 2, 2, "eos", 11)]
+    rounds = [
+        Round(3, 3, 1, 2, 3, "length", 5),
+        Round(2, 2, 2, 3, 2, "length", 7),
+        Round(0, 0, 0, 1, 0, "length", 10),
+        Round(4, 2, 2, 2, 2, "eos", 11),
+    ]
     turn = TurnLog(1, "qa", "qa", 0, 5, list(range(10, 18)), "eos", 1.0, 2.0, rounds)
     assert answer.mark_tokens(turn) == [
-        (10, "accepted"), (11, "corrected"), (12, "accepted"), (13, "accepted"), (14, "bonus"), (15, "target"),
-        (16, "accepted"), (17, "accepted")]
+        (10, "accepted"),
+        (11, "corrected"),
+        (12, "accepted"),
+        (13, "accepted"),
+        (14, "bonus"),
+        (15, "target"),
+        (16, "accepted"),
+        (17, "accepted"),
+    ]
 
 
 def test_every_stored_token_has_one_kind(run):

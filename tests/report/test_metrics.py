@@ -139,8 +139,10 @@ def test_repetitions_are_averaged():
 def test_gain_over_mean_fixed_takes_common_starts_only():
     """Fixed 10 and 20 tokens/s from 2 and 4 (and 40 from 8), policy 24 and 18: (24 + 18) / (10 + 20)."""
     speeds = [("fixed", 2, 10), ("fixed", 4, 20), ("fixed", 8, 40), ("gammatune", 2, 24), ("gammatune", 4, 18)]
-    rows = [{"policy": p, "gamma": g, "label": f"{p}-{g}", "task": "qa", "question_id": 1, "tokens_per_second": s}
-            for p, g, s in speeds]
+    rows = [
+        {"policy": p, "gamma": g, "label": f"{p}-{g}", "task": "qa", "question_id": 1, "tokens_per_second": s}
+        for p, g, s in speeds
+    ]
     questions = pd.DataFrame(rows)
     assert metrics.gain_over_mean_fixed(questions, "gammatune") == pytest.approx(42 / 30)
     assert math.isnan(metrics.gain_over_mean_fixed(questions[questions["gamma"] == 2], "gammatune"))
@@ -162,8 +164,9 @@ def test_time_split_without_clocks_in_the_loop_knows_prefill_only():
     assert all(math.isnan(share) for share in split.values())
 
 
-@pytest.mark.parametrize(("count", "levels"), [(4, ["p25", "p50", "p75"]), (999, ["p25", "p50", "p75"]),
-                                               (1000, ["p25", "p50", "p75", "p99"])])
+@pytest.mark.parametrize(
+    ("count", "levels"), [(4, ["p25", "p50", "p75"]), (999, ["p25", "p50", "p75"]), (1000, ["p25", "p50", "p75", "p99"])]
+)
 def test_extreme_quantiles_need_a_thousand_values(count, levels):
     found = metrics.quantiles(pd.Series(range(count)))
     assert list(found) == levels

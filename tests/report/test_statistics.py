@@ -39,8 +39,13 @@ def test_interval_covers_the_truth_as_often_as_it_says(monkeypatch):
 def test_paired_interval_is_narrower_than_unpaired():
     arm, base = draw_pair(np.random.default_rng(1), 60, 0.5)
     low, high = statistics.speedup_interval(questions_of(arm), questions_of(base))
-    unpaired = stats.bootstrap((arm, base), lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis), method="percentile",
-                               n_resamples=5000, rng=np.random.default_rng(0)).confidence_interval
+    unpaired = stats.bootstrap(
+        (arm, base),
+        lambda a, b, axis: a.mean(axis=axis) / b.mean(axis=axis),
+        method="percentile",
+        n_resamples=5000,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     assert high - low < 0.5 * (unpaired.high - unpaired.low)
 
 

@@ -62,8 +62,10 @@ def test_wrong_output_gives_no_number_and_is_named(folder):
     assert "fixed-5" not in [s["policy"] for s in tables.arm_summaries(run)]
 
 
-@pytest.mark.parametrize(("facts", "broken", "sentence"), [
-    ({"random_weights": True}, None, "weights are random"), ({}, "ar", "autoregressive arm is missing")])
+@pytest.mark.parametrize(
+    ("facts", "broken", "sentence"),
+    [({"random_weights": True}, None, "weights are random"), ({}, "ar", "autoregressive arm is missing")],
+)
 def test_no_speedup_where_none_may_be_formed(tmp_path, facts, broken, sentence):
     folder = store_run(tmp_path / "run", Recipe(questions=2, facts=facts))
     if broken:
@@ -83,8 +85,16 @@ def test_exact_column_tells_ties_and_sampling_apart(folder):
 
 def test_caption_carries_where_the_numbers_come_from(folder):
     caption = tables.describe(read_run(folder))
-    for fact in ("smollm2-draft-135m", "eager", "Test CPU", "fp32", "gammatune 0.1.0 (commit 0123456789+changes)",
-                 "questions 9", "repetitions 2", "± is the standard deviation over questions"):
+    for fact in (
+        "smollm2-draft-135m",
+        "eager",
+        "Test CPU",
+        "fp32",
+        "gammatune 0.1.0 (commit 0123456789+changes)",
+        "questions 9",
+        "repetitions 2",
+        "± is the standard deviation over questions",
+    ):
         assert fact in caption
 
 

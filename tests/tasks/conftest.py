@@ -27,11 +27,13 @@ def real_file():
 @pytest.fixture
 def write_questions(tmp_path):
     """Writes rows (dicts, or raw lines) to a question file and returns its path."""
+
     def write(*rows):
         path = tmp_path / "mine.jsonl"
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         return path
+
     return write
 
 

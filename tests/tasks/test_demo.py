@@ -43,4 +43,4 @@ def test_the_demo_set_shares_no_prompt_with_spec_bench(demo, real_file):
 
 def eight_words(text):
     words = re.findall(r"\w+", text.lower())
-    return {" ".join(words[i:i + 8]) for i in range(len(words) - 7)}
+    return {" ".join(words[i : i + 8]) for i in range(len(words) - 7)}

@@ -11,20 +11,30 @@ from gammatune.tasks.prompts import WRITERS, answer_text, build_prompt, prompt_t
 
 ONE = (["Why does ice float?"], [])
 TWO = (["Name a river.", "And\na lake?"], ["The Loire."])
-SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-          "and polite answers to the user's questions.")
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
 STORED = {
-    "vicuna": (f"{SYSTEM} USER: Why does ice float? ASSISTANT:",
-               f"{SYSTEM} USER: Name a river. ASSISTANT: The Loire.</s>USER: And\na lake? ASSISTANT:"),
-    "llama-2": ("[INST] Why does ice float? [/INST]",
-                "[INST] Name a river. [/INST] The Loire. </s><s>[INST] And\na lake? [/INST]"),
+    "vicuna": (
+        f"{SYSTEM} USER: Why does ice float? ASSISTANT:",
+        f"{SYSTEM} USER: Name a river. ASSISTANT: The Loire.</s>USER: And\na lake? ASSISTANT:",
+    ),
+    "llama-2": (
+        "[INST] Why does ice float? [/INST]",
+        "[INST] Name a river. [/INST] The Loire. </s><s>[INST] And\na lake? [/INST]",
+    ),
     "plain": ("Why does ice float?\n", "Name a river.\nThe Loire.\nAnd\na lake?\n"),
-    "tokenizer": ("<s><|user|>Why does ice float?\n<|assistant|>",
-                  "<s><|user|>Name a river.\n<|assistant|>The Loire.</s>\n<|user|>And\na lake?\n<|assistant|>"),
+    "tokenizer": (
+        "<s><|user|>Why does ice float?\n<|assistant|>",
+        "<s><|user|>Name a river.\n<|assistant|>The Loire.</s>\n<|user|>And\na lake?\n<|assistant|>",
+    ),
 }
-CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
-                 "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 DATED = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
 
 
@@ -84,7 +94,7 @@ def test_answers_of_a_transformers_tokenizer_lose_special_tokens(tokenizer):
 def test_an_earlier_turn_is_a_prefix_up_to_its_answer(turns, template):
     answers = ["yes"] * (len(turns) - 1)
     for n in range(1, len(turns)):
-        assert prompt_text(template, turns, answers).startswith(prompt_text(template, turns[:n], answers[:n - 1]))
+        assert prompt_text(template, turns, answers).startswith(prompt_text(template, turns[:n], answers[: n - 1]))
 
 
 def test_unknown_and_missing_templates_are_refused():

@@ -8,7 +8,8 @@ from gammatune.tasks.spec import CATEGORIES, TasksConfig, task_of
 from gammatune.tasks.specbench import Question
 
 QUESTIONS = st.lists(st.sampled_from(CATEGORIES), min_size=1, max_size=60).map(
-    lambda names: [Question(i, name, task_of(name), ["?"]) for i, name in enumerate(names)])
+    lambda names: [Question(i, name, task_of(name), ["?"]) for i, name in enumerate(names)]
+)
 LIMITS = st.integers(1, 12)
 SEEDS = st.integers(0, 2**31)
 # Stored so that a subset behind published numbers stays the same subset.

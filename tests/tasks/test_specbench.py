@@ -42,32 +42,38 @@ def test_own_questions_are_read_without_a_pinned_checksum(write_questions):
     extra = {"question_id": 7, "category": "writing", "turns": ["Schreib über Öl.", "Kürzer."], "reference": ["x"]}
     path = write_questions(GOOD, extra)
     loaded = load_mine(path)
-    assert loaded.questions == [Question(1, "qa", "qa", ["Why?"]),
-                                Question(7, "writing", "mt_bench", ["Schreib über Öl.", "Kürzer."])]
+    assert loaded.questions == [
+        Question(1, "qa", "qa", ["Why?"]),
+        Question(7, "writing", "mt_bench", ["Schreib über Öl.", "Kürzer."]),
+    ]
     assert loaded.checksum == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_file_without_a_last_newline_or_with_windows_line_ends_is_read(tmp_path):
     path = tmp_path / "q.jsonl"
-    path.write_bytes(b'{"question_id": 1, "category": "qa", "turns": ["a"]}\r\n'
-                     b'{"question_id": 2, "category": "rag", "turns": ["b"]}')
+    path.write_bytes(
+        b'{"question_id": 1, "category": "qa", "turns": ["a"]}\r\n{"question_id": 2, "category": "rag", "turns": ["b"]}'
+    )
     assert [q.task for q in load_mine(path).questions] == ["qa", "rag"]
 
 
-@pytest.mark.parametrize("second, words", [
-    ("{not json", ["Line 2 of", "not a JSON object"]),
-    ("", ["Line 2 of", "not a JSON object"]),
-    ("[1, 2]", ["Line 2 of", "a list"]),
-    ({"question_id": 2, "turns": ["a"]}, ["Line 2 of", "lacks category"]),
-    ({**GOOD, "turns": ["again"]}, ["Line 2 of", "repeats the question_id 1 of line 1"]),
-    ({**GOOD, "question_id": "2"}, ["Line 2 of", "question_id '2'", "whole number"]),
-    ({**GOOD, "question_id": True}, ["Line 2 of", "question_id True"]),
-    ({**GOOD, "question_id": 2, "category": "poetry"}, ["Line 2 of", "unknown category 'poetry'", "writing"]),
-    ({**GOOD, "question_id": 2, "category": ["qa"]}, ["Line 2 of", "unknown category"]),
-    ({**GOOD, "question_id": 2, "turns": ["a", "  "]}, ["Line 2 of", "empty turn 2"]),
-    ({**GOOD, "question_id": 2, "turns": []}, ["Line 2 of", "list of one or more strings"]),
-    ({**GOOD, "question_id": 2, "turns": "a"}, ["Line 2 of", "list of one or more strings"]),
-])
+@pytest.mark.parametrize(
+    "second, words",
+    [
+        ("{not json", ["Line 2 of", "not a JSON object"]),
+        ("", ["Line 2 of", "not a JSON object"]),
+        ("[1, 2]", ["Line 2 of", "a list"]),
+        ({"question_id": 2, "turns": ["a"]}, ["Line 2 of", "lacks category"]),
+        ({**GOOD, "turns": ["again"]}, ["Line 2 of", "repeats the question_id 1 of line 1"]),
+        ({**GOOD, "question_id": "2"}, ["Line 2 of", "question_id '2'", "whole number"]),
+        ({**GOOD, "question_id": True}, ["Line 2 of", "question_id True"]),
+        ({**GOOD, "question_id": 2, "category": "poetry"}, ["Line 2 of", "unknown category 'poetry'", "writing"]),
+        ({**GOOD, "question_id": 2, "category": ["qa"]}, ["Line 2 of", "unknown category"]),
+        ({**GOOD, "question_id": 2, "turns": ["a", "  "]}, ["Line 2 of", "empty turn 2"]),
+        ({**GOOD, "question_id": 2, "turns": []}, ["Line 2 of", "list of one or more strings"]),
+        ({**GOOD, "question_id": 2, "turns": "a"}, ["Line 2 of", "list of one or more strings"]),
+    ],
+)
 def test_a_bad_line_is_named(write_questions, second, words):
     with pytest.raises(UserError) as caught:
         load_mine(write_questions(GOOD, second))
@@ -92,8 +98,9 @@ def test_an_include_that_matches_nothing_is_refused(write_questions):
 
 
 def test_datasets_and_torch_are_not_imported_until_questions_are_read():
-    script = ("import sys, gammatune.tasks.specbench, gammatune.tasks.prompts\n"
-              "print({'datasets', 'torch'} & set(sys.modules))")
+    script = (
+        "import sys, gammatune.tasks.specbench, gammatune.tasks.prompts\nprint({'datasets', 'torch'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -43,14 +43,17 @@ def test_every_field_can_be_overridden():
     assert compose_tasks("specbench", *values) == TasksConfig(source="specbench", **overrides)
 
 
-@pytest.mark.parametrize("fields, words", [
-    ({"source": "hub"}, "tasks.source=hub is not known"),
-    ({"path": "a.jsonl"}, "only read with tasks.source=specbench"),
-    ({"checksum": "abc"}, "pinned, null or a sha256"),
-    ({"include": ["poems"]}, "tasks.include names poems"),
-    ({"limit": 0}, "tasks.limit=0 must be 1 or more"),
-    ({"seed": 1}, "tasks.seed=1 .* without tasks.limit"),
-])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"source": "hub"}, "tasks.source=hub is not known"),
+        ({"path": "a.jsonl"}, "only read with tasks.source=specbench"),
+        ({"checksum": "abc"}, "pinned, null or a sha256"),
+        ({"include": ["poems"]}, "tasks.include names poems"),
+        ({"limit": 0}, "tasks.limit=0 must be 1 or more"),
+        ({"seed": 1}, "tasks.seed=1 .* without tasks.limit"),
+    ],
+)
 def test_a_wrong_field_is_refused(fields, words):
     with pytest.raises(UserError, match=words):
         TasksConfig(name="t", **fields)
