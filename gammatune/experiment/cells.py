@@ -3,6 +3,7 @@
     results/runs/<pair>-<tasks>-<run hash>/
         run.json                 what was run: pair, tasks, decode, runtime, arms
         pieces.json              token id -> text, for every id that was emitted
+        machine.jsonl            clocks and load, sampled while answers were made
         <label>-<cell hash>/
             config.json          everything that the hash is made of
             provenance.json      where and with what, written before the first forward

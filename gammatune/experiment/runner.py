@@ -13,6 +13,7 @@ from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.experiment.cells import Cell, RunFolder, content_hash, open_run, read_json, write_json
+from gammatune.experiment.monitor import watch_machine
 from gammatune.experiment.provenance import describe_environment, measure_peaks, name_device
 from gammatune.experiment.verdicts import judge_cell, write_pieces
 from gammatune.models.pairs import Pair, load_pair
@@ -91,8 +92,9 @@ class Runner:
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
-                self.warm_up()
-                self.answer_all(progress)
+                with watch_machine(self.folder.path / "machine.jsonl"):
+                    self.warm_up()
+                    self.answer_all(progress)
             self.finish(progress)
 
     def open_cell(self, cell: Cell) -> Progress:

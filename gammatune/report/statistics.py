@@ -14,6 +14,7 @@ from gammatune.report.store import BASELINE, StoredRun
 LEVEL = 0.95
 RESAMPLES = 5000
 SEED = 20250331
+THROTTLED = 0.75
 UNSTABLE = 0.10
 
 
@@ -94,7 +95,7 @@ def stability_warnings(run: StoredRun) -> list[str]:
     """One sentence per reason to distrust the timings of this run; empty where it was steady."""
     found = [warn_of_repetitions(label, rows) for label, rows in run.questions.groupby("label", sort=False)]
     found.append(warn_of_drift(run.turns[run.turns["label"] == BASELINE]))
-    found.extend(sorted({warn_of_load(arm.provenance) for arm in run.arms}))
+    found.extend([warn_of_load(run), warn_of_throttling(run.machine)])
     return [sentence for sentence in found if sentence]
 
 
@@ -107,25 +108,36 @@ def warn_of_repetitions(label: str, questions: pd.DataFrame) -> str:
 
 
 def warn_of_drift(turns: pd.DataFrame) -> str:
-    """Decoding speed of the baseline without prefill, first against second half of the log."""
-    if len(turns) < 4:
-        return ""
-    halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2 :]
-    first, second = (half["tokens"].sum() / (half["wall_ms"] - half["prefill_ms"]).sum() for half in halves)
-    change = (second - first) / np.mean([first, second])
+    """Decoding speed of the baseline without prefill, first against second half of each task, whose prompts are alike."""
+    changes = [drift(rows) for _, rows in turns.groupby("task") if len(rows) >= 4]
+    change = float(np.mean(changes)) if changes else 0.0
     if abs(change) <= UNSTABLE:
         return ""
     way = "faster" if change > 0 else "slower"
-    return (
-        f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the run, "
-        "so the machine was not steady (or the later prompts are of another length)."
-    )
+    return f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the tasks."
 
 
-def warn_of_load(provenance: dict) -> str:
-    """Load average of the last minute when the cell started, above the number of cores."""
-    load, cores = provenance.get("load_average"), provenance.get("cores")
-    load = load[0] if isinstance(load, list) and load else load
-    if not isinstance(load, int | float) or not isinstance(cores, int) or load <= cores:
+def drift(turns: pd.DataFrame) -> float:
+    """(second half - first half) / mean, of tokens per decoding time."""
+    halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2 :]
+    first, second = (half["tokens"].sum() / (half["wall_ms"] - half["prefill_ms"]).sum() for half in halves)
+    return (second - first) / np.mean([first, second])
+
+
+def warn_of_load(run: StoredRun) -> str:
+    """Median load while the run worked, more than one process above the cores that it may fill."""
+    cores = run.arms[0].provenance.get("cores")
+    if not isinstance(cores, int) or run.machine.empty:
         return ""
-    return f"The machine was busy when the run started (load {load:.1f} on {cores} cores): timings may be too slow."
+    load = run.machine["load"].median()
+    if load <= cores + 1:
+        return ""
+    return f"The machine was shared while the run worked (median load {load:.1f} on {cores} cores): timings may be too slow."
+
+
+def warn_of_throttling(machine: pd.DataFrame) -> str:
+    """Share of samples in which the GPU ran under three quarters of its highest clock."""
+    if "sm_mhz" not in machine or machine.empty:
+        return ""
+    slow = float((machine["sm_mhz"] < THROTTLED * machine["sm_max_mhz"]).mean())
+    return f"The GPU ran under {THROTTLED:.0%} of its clock in {slow:.0%} of the samples." if slow > UNSTABLE else ""

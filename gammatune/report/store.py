@@ -84,6 +84,15 @@ class StoredRun:
         stored = read_json(self.path / "pieces.json")
         return {int(token): text for token, text in stored.items()}
 
+    @cached_property
+    def machine(self) -> pd.DataFrame:
+        """Samples of the machine while the run worked: time, load, and clocks where known; empty where none were taken."""
+        file = self.path / "machine.jsonl"
+        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+        # The sampler is killed at the end of a run, possibly in mid-line
+        samples = [json.loads(line) for line in lines if line.endswith("}\n")]
+        return pd.DataFrame(samples, columns=None if samples else ["time", "load"])
+
     def left_out_sentence(self) -> str:
         """For example "2 arms left out: gammatune-3 (wrong_output), fixed-5 (unfinished)"; empty where none was."""
         if not self.left_out:

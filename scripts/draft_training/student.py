@@ -29,6 +29,24 @@ class Shape:
     theta: float = 1e5
 
 
+# Without fusion these three cost more CPU time than the matrix products.
+fused_rotate = torch.compile(rotate, dynamic=True)
+
+
+@torch.compile(dynamic=True)
+def fused_gate(gate_up: torch.Tensor) -> torch.Tensor:
+    """SiLU-gated product of the two halves of ``gate_up`` (..., 2 I)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+@torch.compile(dynamic=True)
+def fused_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm of bf16 ``x`` (..., H), computed in fp32."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).bfloat16() * weight
+
+
 class Weights(nn.Module):
     """A bare weight, so that parameter names equal those of ``LlamaForCausalLM``."""
 
@@ -70,7 +88,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = Weights(source.post_attention_layernorm.weight)
 
     def _norm(self, x: torch.Tensor, norm: Weights) -> torch.Tensor:
-        return F.rms_norm(x, (self.shape.hidden,), norm.cast(), self.shape.eps)
+        return fused_norm(x, norm.cast(), self.shape.eps)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Map hidden states (B, S, H) to hidden states (B, S, H), causally."""
@@ -78,14 +96,14 @@ class Layer(nn.Module):
         weight = torch.cat([self.self_attn[name].cast() for name in ("q_proj", "k_proj", "v_proj")])
         fused = F.linear(self._norm(x, self.input_layernorm), weight).unflatten(-1, (-1, self.shape.dim))
         fused = fused.transpose(1, 2)
-        turned = rotate(fused[:, : heads + kv], cos, sin)
+        turned = fused_rotate(fused[:, : heads + kv], cos, sin)
         attended = F.scaled_dot_product_attention(
             turned[:, :heads], turned[:, heads:], fused[:, heads + kv :], is_causal=True, enable_gqa=True
         )
         x = x + F.linear(attended.transpose(1, 2).flatten(2), self.self_attn["o_proj"].cast())
         weight = torch.cat((self.mlp["gate_proj"].cast(), self.mlp["up_proj"].cast()))
-        gate, up = F.linear(self._norm(x, self.post_attention_layernorm), weight).chunk(2, dim=-1)
-        return x + F.linear(F.silu(gate) * up, self.mlp["down_proj"].cast())
+        inner = fused_gate(F.linear(self._norm(x, self.post_attention_layernorm), weight))
+        return x + F.linear(inner, self.mlp["down_proj"].cast())
 
 
 class Draft(nn.Module):
@@ -111,7 +129,7 @@ class Draft(nn.Module):
         cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
         for layer in self.layers:
             x = layer(x, cos, sin)
-        return F.rms_norm(x, (self.shape.hidden,), self.norm.cast(), self.shape.eps)
+        return fused_norm(x, self.norm.cast(), self.shape.eps)
 
     def load(self, folder: Path) -> Draft:
         """Replace the weights by those that :func:`export` wrote to ``folder``."""

@@ -34,7 +34,7 @@ class Recipe:
     optimiser: str = "adamw"
     hard: float = 0.5
     prompt_weight: float = 0.25
-    warmup: int = 40
+    warmup: int = 20
     frequent: int = 6000
     copy_every: int = 8
     report_seconds: float = 200.0

@@ -1,5 +1,6 @@
 """Intervals that hold what they promise, and warnings that come when they should and not otherwise."""
 
+import json
 import math
 
 import numpy as np
@@ -104,8 +105,23 @@ def test_drift_of_the_baseline_is_named(tmp_path):
     assert any(sentence.startswith("ar: decoding became 26% slower") for sentence in found)
 
 
-@pytest.mark.parametrize(("load", "cores", "count"), [(9.5, 8, 1), (7.5, 8, 0), (8.0, 8, 0)])
-def test_load_above_the_cores_is_named_once(tmp_path, load, cores, count):
-    found = warnings_of(tmp_path, provenance={"load_average": [load, 1.0, 1.0], "cores": cores})
-    assert len(found) == count
-    assert all("load 9.5 on 8 cores" in sentence for sentence in found)
+def sampled_run(tmp_path, samples: list[dict], cores: int = 8, tail: str = ""):
+    path = store_run(tmp_path / "run", Recipe(**(vars(QUIET) | {"provenance": {"cores": cores}})))
+    (path / "machine.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples) + tail)
+    return statistics.stability_warnings(read_run(path))
+
+
+@pytest.mark.parametrize(("loads", "expected"), [([2, 11, 12], ["load 11.0 on 8 cores"]), ([2, 9, 30], []), ([], [])])
+def test_a_shared_machine_is_named(tmp_path, loads, expected):
+    found = sampled_run(tmp_path, [{"time": i, "load": load, "cpu_mhz": None} for i, load in enumerate(loads)])
+    assert len(found) == len(expected)
+    assert all(part in sentence for part, sentence in zip(expected, found, strict=True))
+
+
+def test_a_throttled_gpu_is_named(tmp_path):
+    samples = [{"time": i, "load": 1.0, "sm_mhz": 1000 if i < 3 else 1900, "sm_max_mhz": 2000} for i in range(10)]
+    assert sampled_run(tmp_path, samples) == ["The GPU ran under 75% of its clock in 30% of the samples."]
+
+
+def test_a_half_written_last_sample_is_left_out(tmp_path):
+    assert sampled_run(tmp_path, [{"time": 0, "load": 1.0}], tail='{"time": 1, "lo') == []
