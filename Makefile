@@ -28,9 +28,10 @@ paper-tables: $(BIN)/.installed ## rebuild results/tables and results/figures fr
 
 figures: paper-tables ## the same; pictures are in results/figures
 
-notebooks: $(BIN)/.installed ## execute the notebooks into build/notebooks
-	mkdir -p build/notebooks
-	$(BIN)/jupyter nbconvert --to notebook --execute --output-dir build/notebooks notebooks/*.ipynb
+notebooks: $(BIN)/.installed ## execute the notebooks on stored results, into build/notebooks
+	mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
+	GAMMATUNE_RESULTS=$(CURDIR)/results $(BIN)/jupyter-execute --inplace build/notebooks/*.ipynb
+	@echo "Executed notebooks are in build/notebooks"
 
 lint: $(BIN)/.installed ## check style with ruff
 	$(BIN)/ruff check .

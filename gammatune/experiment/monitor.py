@@ -1,6 +1,6 @@
 """Clocks and load while a run works, sampled by a child process so that the timed one is left alone.
 
-Run as a file, it imports nothing of this package: python monitor.py FILE PERIOD_S PARENT_PID appends one JSON line per sample
+Run as a file, it imports nothing of this package: python monitor.py FILE PERIOD_S PARENT_PID appends a JSON line per sample
 until its parent is gone or ends it.
 """
 
