@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from draft_training import corpus, dataset, measure, specbench, student, teacher, train  # noqa: E402
+from draft_training import batches, card, corpus, dataset, measure, specbench, student, teacher, train  # noqa: E402
 from draft_training.fast_llama import FastLlama  # noqa: E402
 
 STEPS = ("corpus", "teacher", "train", "evaluate", "ship")
@@ -42,10 +43,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes on the CPU")
-    parser.add_argument("--rounds", type=int, default=12, help="teacher shards of every kind of prompt")
+    parser.add_argument("--rounds", type=int, default=3, help="teacher shards of every kind of prompt")
     parser.add_argument("--minutes", type=float, default=40.0, help="training time")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--optimiser", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--optimiser", choices=("muon", "adamw"), default="adamw")
     parser.add_argument(
         "--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from"
     )
@@ -69,7 +70,7 @@ def process_count(args: argparse.Namespace) -> int:
 
 
 def spawn(args: argparse.Namespace, step: str) -> None:
-    """Run one step as several single-threaded processes, which share two busy cores better than threads do."""
+    """Run one step as several single-threaded processes, which share busy cores better than threads do."""
     count = process_count(args)
     command = [sys.executable, __file__, *sys.argv[1:], "--steps", step, "--worker"]
     processes = [subprocess.Popen([*command, str(worker)]) for worker in range(count)]
@@ -108,7 +109,7 @@ def run_train(args: argparse.Namespace) -> None:
     output = args.work / args.run
     if (output / "finished").exists():
         return
-    recipe = train.Recipe(
+    recipe = batches.Recipe(
         shape=student.Shape(sources=args.sources),
         minutes=args.minutes,
         rate=args.rate,
@@ -154,12 +155,15 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_ship(args: argparse.Namespace) -> None:
-    """Write weights, config and evaluation to the package."""
+    """Write weights, config, evaluation and model card to the package."""
     evaluation = args.work / args.run / "evaluation.json"
     student.export(stored_draft(args), args.output, json.loads(evaluation.read_text())["temperature"])
     temporary = args.output / "evaluation.json.tmp"
     temporary.write_text(evaluation.read_text())
     temporary.rename(args.output / "evaluation.json")
+    if args.specbench:
+        machine = torch.cuda.get_device_name() if args.device != "cpu" else f"{os.cpu_count()} CPU cores"
+        card.write_card(args.work, args.work / args.run, args.output, machine)
 
 
 def main() -> None:

@@ -187,7 +187,7 @@ REFUSED = {
     "tasks=qq": "tasks=qq is not known: choose one of demo, ",
     "decode=beam": "decode=beam is not known: choose one of greedy, sample.",
     "runtime=fast": "runtime=fast is not known: choose one of ",
-    "experiment=paper": "experiment=paper is not known: choose one of demo, paper_grid.",
+    "experiment=paper": "experiment=paper is not known: choose one of demo, paper_grid, reference.",
     "polcy=fixed": "The run has no setting polcy: choose one of model_pair, tasks, policy, ",
     "+polcy=fixed": "The run has no setting polcy: choose one of model_pair, tasks, policy, ",
     "policy.fixed.gama=3": "policy.fixed has no setting gama: choose one of carry, stop_token, gamma.",

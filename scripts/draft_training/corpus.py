@@ -121,7 +121,7 @@ def german_sentences(folder: Path) -> list[str]:
 
 
 def wordnet_names(folder: Path) -> dict[str, list[str]]:
-    """WordNet lemmas by use: ``person``, ``place``, ``event``, ``noun``; ``passage`` is a name with its gloss."""
+    """WordNet lemmas: ``person``, ``place``, ``event``, ``noun``; ``passage`` is a name with its gloss."""
     rules = {
         "person": r"\(\d{3,4}-\d{3,4}\)|\(born in \d{4}\)",
         "place": r"\b(city|town|river|lake|mountain|island|country|republic|capital|desert)\b",

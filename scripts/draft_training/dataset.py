@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -90,8 +90,7 @@ def load_material(folder: Path, shards: Path, tokenizer, split: str) -> prompts.
 def _answer(model: FastLlama, tokenizer, chats: list[list[str]], shard: Shard) -> list[Sample]:
     """Teacher answers to the first turns and, where a chat has two, to the second turns as well."""
     first = [[{"role": "user", "content": turns[0]}] for turns in chats]
-    settings = ARTICLE if shard.kind == "article" else Settings()
-    settings.seed = shard.seed
+    settings = replace(ARTICLE if shard.kind == "article" else Settings(), seed=shard.seed)
     samples = generate(model, [chat_ids(tokenizer, m) for m in first], settings, shard.name)
     pairs = [(m, turns, s) for m, turns, s in zip(first, chats, samples, strict=True) if len(turns) > 1]
     second = [

@@ -17,7 +17,7 @@ BINS = np.linspace(0, 1, 11)
 
 @dataclass
 class Bits:
-    """Per answer token of one sample: whether the draft ``matched`` (m,) and its ``top1`` probability (m,)."""
+    """Per answer token of a sample: whether the draft ``matched`` (m,) and its ``top1`` probability (m,)."""
 
     kind: str
     matched: np.ndarray
@@ -43,9 +43,9 @@ def agreement_bits(draft, samples: list[Sample], temperature: float = 1.0, block
 
 
 def rounds(matched: np.ndarray, gamma: int = GAMMA) -> list[int]:
-    """Tokens emitted by each round when ``matched`` (m,) says which draft tokens the target would accept.
+    """Tokens emitted by each round; ``matched`` (m,) says which draft tokens the target would accept.
 
-    A round accepts the leading matches among its ``gamma`` drafts and adds the target's own next token. At the
+    A round accepts the leading matches of its ``gamma`` drafts and adds the target's own next token. At the
     end of the text that extra token may not exist.
     """
     emitted, position = [], 0
@@ -103,6 +103,6 @@ def match_log_loss(bits: list[Bits]) -> float:
 
 def fit_temperature(draft, samples: list[Sample]) -> float:
     """The temperature whose top-1 probabilities forecast matches best on ``samples``."""
-    grid = np.arange(0.6, 1.51, 0.05)
+    grid = np.arange(0.7, 1.41, 0.1)
     losses = [match_log_loss(agreement_bits(draft, samples, float(t))) for t in grid]
     return round(float(grid[int(np.argmin(losses))]), 2)

@@ -34,7 +34,7 @@ def fill(template: str, rng: random.Random, names: dict[str, list[str]]) -> str:
 
 
 def conversation(rng: random.Random, material: Material) -> list[str]:
-    """Two user turns of an open-ended chat: writing, role play, reasoning, maths, code, extraction, science."""
+    """Two user turns of an open-ended chat: writing, role play, reasoning, maths, code, science."""
     category = rng.choice(sorted(words.CHATS))
     first = fill(rng.choice(words.CHATS[category]), rng, material.names)
     return [

@@ -202,6 +202,7 @@ def export(draft: Draft, folder: Path, temperature: float = 1.0) -> None:
     tensors = {name: value.bfloat16().contiguous() for name, value in tensors.items()}
     temporary = folder / "model.safetensors.tmp"
     save_file(tensors, temporary, metadata={"format": "pt"})
+    temporary.chmod(0o644)
     temporary.rename(folder / "model.safetensors")
     temporary = folder / "config.json.tmp"
     temporary.write_text(json.dumps(llama_config(draft.shape), indent=2) + "\n")

@@ -30,7 +30,7 @@ class Sample:
 
 @dataclass
 class Settings:
-    """Generation limits: new tokens per row, sampling temperature (0 is greedy), cached positions per batch."""
+    """New tokens per row, sampling temperature (0 is greedy), cached positions and rows per batch."""
 
     max_new: int = 256
     temperature: float = 0.0
@@ -82,7 +82,7 @@ def pick(labels: tuple, temperature: float) -> torch.Tensor:
 
 
 def _prefill(model: FastLlama, prompts: list[list[int]], max_new: int) -> tuple[_State, list[tuple], tuple]:
-    """Fill the left-padded cache; return the state, the prompt labels per row and the last position's labels."""
+    """Fill the left-padded cache; return the state, each row's prompt labels and the last labels."""
     width, rows = max(map(len, prompts)), len(prompts)
     layers = len(model.layers)
     shape = (layers, 2, rows, model.kv, width + max_new, model.dim)
@@ -104,7 +104,7 @@ def _prefill(model: FastLlama, prompts: list[list[int]], max_new: int) -> tuple[
 
 
 def generate_batch(model: FastLlama, prompts: list[list[int]], settings: Settings) -> list[Sample]:
-    """Continue every prompt until the end token or ``max_new`` tokens, dropping finished rows from the cache."""
+    """Continue prompts until the end token or ``max_new`` tokens; finished rows leave the cache."""
     state, prompt_labels, labels = _prefill(model, prompts, settings.max_new)
     record, width = _Record(len(prompts), settings.max_new), max(map(len, prompts))
     running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
