@@ -29,17 +29,11 @@ STEPS = ("corpus", "teacher", "train", "evaluate", "ship")
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--target", type=Path, help="folder of the target checkpoint; default: the embedded one"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, help="folder of the target checkpoint; default: the embedded one")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "draft", help="work folder")
     parser.add_argument("--output", type=Path, default=ROOT / "gammatune" / "models" / "embedded_draft")
-    parser.add_argument(
-        "--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training"
-    )
+    parser.add_argument("--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2, help="single-threaded processes on the CPU")
@@ -47,9 +41,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=40.0, help="training time")
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--optimiser", choices=("muon", "adamw"), default="adamw")
-    parser.add_argument(
-        "--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from"
-    )
+    parser.add_argument("--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from")
     parser.add_argument("--run", default="run", help="name of the training run inside the work folder")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -135,9 +127,7 @@ def truth(args: argparse.Namespace) -> list[teacher.Sample]:
         target = find_target(args)
         model = FastLlama(target, args.device, torch.float32)
         questions = specbench.load_questions(args.specbench)
-        teacher.save_samples(
-            path, specbench.specbench_outputs(model, AutoTokenizer.from_pretrained(target), questions)
-        )
+        teacher.save_samples(path, specbench.specbench_outputs(model, AutoTokenizer.from_pretrained(target), questions))
     return teacher.load_samples(path)
 
 

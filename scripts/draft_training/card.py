@@ -30,19 +30,13 @@ def task_table(summary: dict) -> str:
 
 def reliability_table(evaluation: dict) -> str:
     """Mean top-1 probability against match rate per tenth, on both sets."""
-    parts = {
-        name: {row["from"]: row for row in evaluation[name]["reliability"]} for name in ("specbench", "dev")
-    }
+    parts = {name: {row["from"]: row for row in evaluation[name]["reliability"]} for name in ("specbench", "dev")}
     rows = []
     for low in sorted(set(parts["specbench"]) | set(parts["dev"])):
         cells = [f"{low:.1f} to {low + 0.1:.1f}"]
         for part in parts.values():
             row = part.get(low)
-            cells += (
-                [row["tokens"], f"{row['mean_top1']:.3f}", f"{row['match_rate']:.3f}"]
-                if row
-                else ["", "", ""]
-            )
+            cells += [row["tokens"], f"{row['mean_top1']:.3f}", f"{row['match_rate']:.3f}"] if row else ["", "", ""]
         rows.append(cells)
     names = ["tokens", "mean top-1", "match rate"]
     return table(["top-1", *(f"SpecBench {n}" for n in names), *(f"held-out {n}" for n in names)], rows)
@@ -55,9 +49,7 @@ def data_counts(shards: Path) -> tuple[Counter, str]:
         kinds.setdefault(path.stem.split("-")[-1], Counter()).update(json.loads(path.read_text()))
     total = sum(kinds.values(), Counter())
     names = ["prompts", "new_tokens", "prompt_tokens"]
-    rows = [
-        [kind, *(counts[n] for n in names)] for kind, counts in [*sorted(kinds.items()), ("total", total)]
-    ]
+    rows = [[kind, *(counts[n] for n in names)] for kind, counts in [*sorted(kinds.items()), ("total", total)]]
     return total, table(["kind", "prompts", "answer tokens", "prompt tokens"], rows)
 
 
@@ -67,6 +59,9 @@ def write_card(work: Path, run: Path, output: Path, machine: str) -> None:
     recipe = json.loads((run / "recipe.json").read_text())
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     total, data = data_counts(work / "shards")
+    # What the records cannot tell, such as an interruption, may be written by hand into remarks.json.
+    notes = run / "remarks.json"
+    remarks = json.loads(notes.read_text()) if notes.exists() else {}
     size = (output / "model.safetensors").stat().st_size
     values = {
         **{key: recipe[key] for key in ("prompt_weight", "frequent", "copy_every", "rate", "step_tokens")},
@@ -91,6 +86,8 @@ def write_card(work: Path, run: Path, output: Path, machine: str) -> None:
         "tokens": last["tokens"] / 1e6,
         "minutes": last["minutes"],
         "machine": machine,
+        "remark": remarks.get("data", ""),
+        "history": remarks.get("history", ""),
     }
     temporary = output / "README.md.tmp"
     temporary.write_text(TEMPLATE.read_text().format(**values))

@@ -89,9 +89,7 @@ def english_documents(folder: Path, rng: random.Random, shortest: int, longest: 
     for paragraphs in english_paragraphs(folder):
         current, goal = "", rng.randint(shortest, longest)
         for paragraph in paragraphs:
-            current = (
-                f"{current}\n{paragraph}".strip() if rng.random() < 0.3 else f"{current} {paragraph}".strip()
-            )
+            current = f"{current}\n{paragraph}".strip() if rng.random() < 0.3 else f"{current} {paragraph}".strip()
             if len(current) >= goal:
                 documents.append(current[:longest])
                 current, goal = "", rng.randint(shortest, longest)
@@ -133,9 +131,7 @@ def wordnet_names(folder: Path) -> dict[str, list[str]]:
             continue
         fields, gloss = line.split(), line.split("|", 1)[1].strip()
         lemma = max(fields[4 : 4 + 2 * int(fields[3], 16) : 2], key=len).replace("_", " ")
-        kind = next(
-            (key for key, rule in rules.items() if lemma[0].isupper() and re.search(rule, gloss)), None
-        )
+        kind = next((key for key, rule in rules.items() if lemma[0].isupper() and re.search(rule, gloss)), None)
         if kind:
             names[kind].append(lemma)
             names["passage"].append(f"{lemma} is {gloss.split(';')[0]}.")

@@ -72,9 +72,7 @@ def load_material(folder: Path, shards: Path, tokenizer, split: str) -> prompts.
     rng = random.Random(7)
     texts = corpus.english_documents(folder, rng, 1800, 3600)
     texts = rng.sample(texts, min(len(texts), 1200))
-    written = [
-        answer_text(tokenizer, s) for p in sorted(shards.glob("train-*-article.pt")) for s in load_samples(p)
-    ]
+    written = [answer_text(tokenizer, s) for p in sorted(shards.glob("train-*-article.pt")) for s in load_samples(p)]
     german = corpus.german_sentences(folder)
     written = [text for text in written if len(text) > 1200]
 
@@ -127,9 +125,7 @@ class Maker:
             if path.exists():
                 continue
             if shard.kind == "article" or shard.split not in materials:
-                materials[shard.split] = load_material(
-                    self.packages, self.shards, self.tokenizer, shard.split
-                )
+                materials[shard.split] = load_material(self.packages, self.shards, self.tokenizer, shard.split)
             self._make(shard, materials[shard.split], path)
             if shard.kind == "article":
                 materials.clear()

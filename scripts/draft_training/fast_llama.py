@@ -62,9 +62,7 @@ class FastLlama:
         attention, mlp = layer.self_attn, layer.mlp
         return {
             "norm1": layer.input_layernorm.weight.detach(),
-            "qkv": torch.cat(
-                [p.weight.detach() for p in (attention.q_proj, attention.k_proj, attention.v_proj)]
-            ),
+            "qkv": torch.cat([p.weight.detach() for p in (attention.q_proj, attention.k_proj, attention.v_proj)]),
             "out": attention.o_proj.weight.detach(),
             "norm2": layer.post_attention_layernorm.weight.detach(),
             "gate_up": torch.cat((mlp.gate_proj.weight.detach(), mlp.up_proj.weight.detach())),
@@ -120,9 +118,7 @@ class FastLlama:
             keys, values = cache[index, 0, :, :, : column + 1], cache[index, 1, :, :, : column + 1]
             # The G query heads of one key head act as G query rows, which avoids repeating the cache.
             grouped = q.reshape(len(tokens), self.kv, self.group, self.dim)
-            attended = F.scaled_dot_product_attention(
-                grouped, keys, values, attn_mask=bias[..., : column + 1]
-            )
+            attended = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=bias[..., : column + 1])
             x = self._finish(layer, x, attended.reshape(len(tokens), 1, -1))
         return self._norm(x, self.norm).squeeze(1)
 

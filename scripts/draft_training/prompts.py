@@ -92,9 +92,7 @@ def _asked(passage: str, rng: random.Random) -> str:
     """A question about a name or a content word of the passage."""
     capitals = re.findall(r"(?<=[a-z,] )[A-Z][a-z]+(?: [A-Z][a-z]+)*", passage)
     content = [word for word in re.findall(r"[a-z]+", passage) if len(word) > 6] or ["subject"]
-    subject = (
-        rng.choice(capitals) if capitals and rng.random() < 0.6 else " ".join(rng.sample(content * 2, 2))
-    )
+    subject = rng.choice(capitals) if capitals and rng.random() < 0.6 else " ".join(rng.sample(content * 2, 2))
     return rng.choice(words.PASSAGE_QUESTIONS).format(subject)
 
 

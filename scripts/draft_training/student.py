@@ -61,9 +61,7 @@ class Weights(nn.Module):
 
 def strongest_neurons(mlp, count: int) -> torch.Tensor:
     """Indices of the ``count`` MLP neurons with the largest product of input and output weight norms."""
-    norms = (
-        mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
-    )
+    norms = mlp.gate_proj.weight.norm(dim=1) * mlp.up_proj.weight.norm(dim=1) * mlp.down_proj.weight.norm(dim=0)
     return norms.topk(count).indices.sort().values
 
 
@@ -115,9 +113,7 @@ class Draft(nn.Module):
         self.shape = shape
         self.layers = nn.ModuleList(Layer(target.model.layers[i], shape) for i in shape.sources)
         self.norm = Weights(target.model.norm.weight)
-        self.register_buffer(
-            "embedding", target.model.embed_tokens.weight.detach().bfloat16(), persistent=False
-        )
+        self.register_buffer("embedding", target.model.embed_tokens.weight.detach().bfloat16(), persistent=False)
         cos, sin = rope_tables(shape.dim, shape.theta, torch.device("cpu"))
         self.register_buffer("cos", cos.bfloat16(), persistent=False)
         self.register_buffer("sin", sin.bfloat16(), persistent=False)

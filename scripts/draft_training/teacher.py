@@ -90,9 +90,7 @@ def _prefill(model: FastLlama, prompts: list[list[int]], max_new: int) -> tuple[
     bias = torch.zeros(rows, 1, 1, width + max_new, dtype=model.dtype, device=model.device)
     labels = []
     for row, prompt in enumerate(prompts):
-        part = torch.empty(
-            layers, 2, 1, model.kv, len(prompt), model.dim, dtype=model.dtype, device=model.device
-        )
+        part = torch.empty(layers, 2, 1, model.kv, len(prompt), model.dim, dtype=model.dtype, device=model.device)
         hidden = model.prefill(torch.tensor([prompt], device=model.device), part)
         cache[:, :, row, :, width - len(prompt) : width] = part[:, :, 0]
         bias[row, ..., : width - len(prompt)] = -torch.inf
@@ -120,10 +118,7 @@ def generate_batch(model: FastLlama, prompts: list[list[int]], settings: Setting
         hidden = model.step(state.tokens, state.positions, state.cache, width + step, state.bias)
         state.positions = state.positions + 1
         labels = model.label(hidden)
-    return [
-        _assemble(p, label, record, row)
-        for row, (p, label) in enumerate(zip(prompts, prompt_labels, strict=True))
-    ]
+    return [_assemble(p, label, record, row) for row, (p, label) in enumerate(zip(prompts, prompt_labels, strict=True))]
 
 
 def _assemble(prompt: list[int], prompt_label: tuple, record: _Record, row: int) -> Sample:
@@ -131,8 +126,7 @@ def _assemble(prompt: list[int], prompt_label: tuple, record: _Record, row: int)
     ids = np.concatenate([prompt, record.tokens[row, :new].numpy()]).astype(np.uint16)
     # The last prompt position and the first generated token share one label.
     tops = [
-        torch.cat((prompt_label[i].cpu(), part[row, 1:new])).numpy()
-        for i, part in enumerate((record.top_ids, record.top_p))
+        torch.cat((prompt_label[i].cpu(), part[row, 1:new])).numpy() for i, part in enumerate((record.top_ids, record.top_p))
     ]
     return Sample(ids, len(prompt), tops[0].astype(np.uint16), tops[1])
 
@@ -156,9 +150,7 @@ def generate(model: FastLlama, prompts: list[list[int]], settings: Settings, tit
     samples: list[Sample | None] = [None] * len(prompts)
     with tqdm(total=len(prompts), desc=title or "generate", mininterval=5) as progress:
         for group in batches(prompts, settings):
-            for index, sample in zip(
-                group, generate_batch(model, [prompts[i] for i in group], settings), strict=True
-            ):
+            for index, sample in zip(group, generate_batch(model, [prompts[i] for i in group], settings), strict=True):
                 samples[index] = sample
             progress.update(len(group))
     return samples

@@ -26,9 +26,7 @@ def optimisers(draft: Draft, recipe: Recipe) -> list[torch.optim.Optimizer]:
     matrices = [p for p in draft.parameters() if p.ndim == 2]
     vectors = [p for p in draft.parameters() if p.ndim == 1]
     if recipe.optimiser == "muon":
-        muon = torch.optim.Muon(
-            matrices, lr=recipe.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
+        muon = torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         return [muon, torch.optim.AdamW(vectors, lr=recipe.rate, weight_decay=0.0)]
     return [torch.optim.AdamW(matrices + vectors, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0)]
 
@@ -110,9 +108,7 @@ class Trainer:
         """One optimiser step; returns this worker's mean loss per unit of weight."""
         batch = make_batch(samples, self.recipe)
         hidden = self.draft(batch.ids).flatten(0, 1)[batch.positions]
-        weight = torch.stack(
-            (batch.shares.sum(), torch.tensor(float(batch.ids.numel()), device=batch.ids.device))
-        )
+        weight = torch.stack((batch.shares.sum(), torch.tensor(float(batch.ids.numel()), device=batch.ids.device)))
         local = float(weight[0])
         if dist.is_initialized():
             dist.all_reduce(weight)
