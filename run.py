@@ -71,6 +71,7 @@ def report(path: Path) -> None:
     print(tables.summary_table(run))
     written = tables.write_tables(run, path / "report" / "tables") + figures.draw_all(run, path / "report" / "figures")
     print("\n".join(["", *(str(file) for file in written if file.suffix in (".md", ".png"))]))
+    print(f"\nNext, an answer coloured by accepted, corrected and bonus tokens: python -m gammatune show {path}\n")
     failed = [describe_failure(*arm) for arm in run.left_out]
     print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run) + failed)
     if run.left_out:
