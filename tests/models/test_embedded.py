@@ -16,6 +16,9 @@ from gammatune.errors import UserError
 from gammatune.models import embedded
 from gammatune.models.pairs import load_pair
 from gammatune.models.spec import Checkpoint, PairConfig
+from gammatune.tasks.prompts import build_prompt
+from gammatune.tasks.spec import TasksConfig
+from gammatune.tasks.specbench import load_questions
 
 
 def save_draft(folder, **sizes):
@@ -213,10 +216,11 @@ def test_the_real_target_answers(fetched, tmp_path):
 def test_the_shipped_draft_often_says_what_the_target_says():
     draft = Checkpoint(id="embedded")
     pair = load_pair(PairConfig(name="shipped", source="embedded", target=Checkpoint(id="t"), draft=draft))
-    chat = [{"role": "user", "content": "Explain in two sentences why leaves are green."}]
-    prompt = pair.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    ids = torch.tensor([pair.tokenizer.encode(prompt, add_special_tokens=False)])
-    with torch.inference_mode():
-        text = pair.target.generate(ids, max_new_tokens=40, do_sample=False)
-        said = pair.draft(text).logits[0, ids.shape[1] - 1 : -1].argmax(-1)
-    assert (said == text[0, ids.shape[1] :]).float().mean() > 0.3
+    agreed = []
+    for question in load_questions(TasksConfig(name="demo", limit=1)).questions:
+        ids = torch.tensor([build_prompt("tokenizer", pair.tokenizer, question.turns[:1], [])])
+        with torch.inference_mode():
+            text = pair.target.generate(ids, max_new_tokens=24, do_sample=False)
+            said = pair.draft(text).logits[0, ids.shape[1] - 1 : -1].argmax(-1)
+        agreed.append((said == text[0, ids.shape[1] :]).float())
+    assert torch.cat(agreed).mean() > 0.2

@@ -28,7 +28,8 @@ def test_every_task_has_a_config():
 def test_a_shipped_config_composes_and_starts_with_a_command(name):
     config = compose_tasks(name)
     assert config.name == name and config.checksum == "pinned"
-    assert (CONFIGS / "tasks" / f"{name}.yaml").read_text().startswith(f"# python run.py tasks={name}")
+    package, command, *_ = (CONFIGS / "tasks" / f"{name}.yaml").read_text().splitlines()
+    assert package == "# @package tasks" and command.startswith(f"# python run.py tasks={name}")
 
 
 @pytest.mark.parametrize("name", TASKS)
