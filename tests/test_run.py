@@ -186,5 +186,6 @@ def test_a_pair_without_its_checkpoints_ends_in_one_sentence(tmp_path):
     command = [sys.executable, "run.py", "model_pair=vicuna-68m-7b", f"results={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
+    assert "double7/vicuna-68m" in done.stderr and "model_pair.target.path=/folder" in done.stderr
     assert done.stderr.startswith("gammatune: lmsys/vicuna-7b-v1.3 is not on this machine") and done.stderr.count("\n") == 1
     assert "model_pair.target.path=/folder" in done.stderr

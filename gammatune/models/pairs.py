@@ -107,10 +107,21 @@ def locate_both(config: PairConfig) -> tuple[Located, Located]:
     if config.source == "embedded" and config.target.path is None:
         target = embedded.locate_target(config.target)
     else:
-        target = checkpoints.locate("target", config.target)
+        target = locate_target(config)
     if config.draft.id == EMBEDDED_DRAFT:
         return target, embedded.locate_draft(config.draft)
     return target, checkpoints.locate("draft", config.draft)
+
+
+def locate_target(config: PairConfig) -> Located:
+    """The target; where it is missing, the refusal names the draft too, so that both can be fetched at once."""
+    try:
+        return checkpoints.locate("target", config.target)
+    except UserError as error:
+        if config.draft.id == EMBEDDED_DRAFT or config.draft.path:
+            raise
+        also = f"the pair also needs the draft {config.draft.id} (or model_pair.draft.path=/folder)"
+        raise UserError(f"{str(error).rstrip('.')}; {also}.") from error
 
 
 def need_of(located: Located, dtype: torch.dtype) -> Need:
