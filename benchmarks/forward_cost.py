@@ -56,8 +56,7 @@ def main(overrides: list[str]) -> None:
     register_schemas()
     with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "configs"), version_base="1.3"):
         config = read_config(compose("run", overrides))
-    device = "cpu" if config.runtime.device == "auto" else config.runtime.device
-    costs = measure(eager_runtime(load_pair(config.model_pair, device, config.runtime.dtype)))
+    costs = measure(eager_runtime(load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)))
     table = costs.groupby(["context", "model", "tokens"])["ms"].describe()[["25%", "50%", "75%"]]
     print(table.round(2).to_markdown())
     medians = table["50%"]

@@ -116,11 +116,16 @@ class Arm:
 
     @property
     def settings(self) -> dict:
-        return {f.name: getattr(self.policy, f.name) for f in fields(self.policy)}
+        return settings_of(self.policy)
 
     @property
     def gamma(self) -> int | None:
         return self.settings.get("gamma")
+
+
+def settings_of(policy: Policy) -> dict:
+    """Field by field, without what the policy has learned."""
+    return {f.name: getattr(policy, f.name) for f in fields(policy)}
 
 
 def plan_arms(config: RunConfig) -> list[Arm]:
@@ -133,7 +138,7 @@ def plan_arms(config: RunConfig) -> list[Arm]:
 
 
 def start_arms(name: str, policy: Policy, starts: list[int]) -> list[Arm]:
-    settings = {f.name: getattr(policy, f.name) for f in fields(policy)}
+    settings = settings_of(policy)
     if "gamma" not in settings:
         return [Arm(name, name, policy)]
     variants = [settings | {"gamma": gamma} for gamma in starts or [settings["gamma"]]]

@@ -51,6 +51,14 @@ class Round:
         return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, state
 
 
+def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it") -> None:
+    """Raises UserError, naming the file or line `where`, when its schema number is above this version's."""
+    if schema > SCHEMA:
+        raise UserError(
+            f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): {remedy}."
+        )
+
+
 ROUND_FIELDS = tuple(f.name for f in fields(Round))
 
 
@@ -88,11 +96,7 @@ class TurnLog:
         try:
             record = json.loads(line)
             schema = record.pop("schema")
-            if schema > SCHEMA:
-                raise UserError(
-                    f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-                    "update gammatune to read it."
-                )
+            refuse_newer(schema, where)
             columns = record.pop("rounds")
             rows = zip(*(columns[name] for name in ROUND_FIELDS), strict=True)
             return cls(**record, rounds=[Round(*row) for row in rows])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from other_settings import OTHER_SETTINGS
 
 from gammatune.config import RuntimeConfig, plan_arms
 from gammatune.decoding.settings import DecodeConfig
@@ -40,20 +41,7 @@ SHAPE = {
 }
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
-POLICY = {
-    "carry": "question",
-    "stop_token": "exclude",
-    "gamma": 7,
-    "eta": 0.7,
-    "delta": 3,
-    "gamma_min": 2,
-    "gamma_max": 4,
-    "full": "drafted",
-    "clip_expand": "gamma_max",
-    "ignore_cut": True,
-    "tau": 0.7,
-    "threshold": 0.7,
-}
+POLICY = {"carry": "question", **OTHER_SETTINGS}
 POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
 
 

@@ -4,6 +4,7 @@ import random
 from dataclasses import fields
 
 import pytest
+from other_settings import OTHER_SETTINGS
 
 from gammatune.policies import POLICIES, DraftSignal
 from gammatune.rounds import Round
@@ -11,19 +12,6 @@ from gammatune.rounds import Round
 LONGEST, ROUNDS_PER_TURN = 24, 30
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
 TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2))
-OTHER = {
-    "stop_token": "exclude",
-    "gamma": 7,
-    "eta": 0.7,
-    "delta": 3,
-    "gamma_min": 2,
-    "gamma_max": 4,
-    "full": "drafted",
-    "clip_expand": "gamma_max",
-    "ignore_cut": True,
-    "tau": 0.7,
-    "threshold": 0.7,
-}
 
 
 def simulate(policy) -> list[tuple]:
@@ -63,7 +51,7 @@ def acts_on(name: str, key: str) -> bool:
 def test_each_setting_changes_a_round_or_has_nothing_to_act_on(name, key):
     policy = POLICIES[name]
     default = getattr(policy(), key)
-    values = ("question", "never") if key == "carry" else ("planned" if default == "drafted" else OTHER[key],)
+    values = ("question", "never") if key == "carry" else ("planned" if default == "drafted" else OTHER_SETTINGS[key],)
     plain = simulate(policy())
     for value in values:
         assert value != default

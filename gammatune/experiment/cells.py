@@ -23,7 +23,7 @@ from pathlib import Path
 
 from gammatune.config import Arm
 from gammatune.errors import UserError
-from gammatune.rounds import SCHEMA, TurnLog
+from gammatune.rounds import SCHEMA, TurnLog, refuse_newer
 from gammatune.tasks.specbench import Question
 
 
@@ -47,11 +47,7 @@ def read_json(path: Path) -> dict:
         schema = content.get("schema", 0)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: delete the folder {path.parent} and run again.") from error
-    if schema > SCHEMA:
-        raise UserError(
-            f"{path} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-            "update gammatune, or choose another folder with results=FOLDER."
-        )
+    refuse_newer(schema, path, "update gammatune, or choose another folder with results=FOLDER")
     return content
 
 

@@ -14,7 +14,7 @@ from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.experiment.cells import Cell, RunFolder, content_hash, open_run, read_json, write_json
 from gammatune.experiment.monitor import watch_machine
-from gammatune.experiment.provenance import describe_environment, measure_peaks, name_device
+from gammatune.experiment.provenance import describe_environment, measure_peaks
 from gammatune.experiment.verdicts import judge_cell, write_pieces
 from gammatune.models.pairs import Pair, load_pair
 from gammatune.models.runtime import PairRuntime, eager_runtime
@@ -44,7 +44,7 @@ class Runner:
         self.questions: QuestionSet = load_questions(config.tasks)
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
-        self.pair: Pair = load_pair(config.model_pair, choose_device(config.runtime.device), config.runtime.dtype)
+        self.pair: Pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
         self.runtime: PairRuntime = eager_runtime(self.pair)
         name = f"{self.pair.name}-{config.tasks.name}"
         self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
@@ -84,7 +84,8 @@ class Runner:
     def run(self) -> None:
         """Run what is missing; complete questions stay on disk whatever happens. Raises UserError for an unusable folder."""
         with self.folder.lock():
-            progress = [self.open_cell(cell) for cell in self.folder.cells]
+            here = describe_environment(self.pair.device, self.pair.identity)
+            progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
             if not unfinished and all(arm.cell.read_done() for arm in progress):
@@ -97,22 +98,22 @@ class Runner:
                     self.answer_all(progress)
             self.finish(progress)
 
-    def open_cell(self, cell: Cell) -> Progress:
+    def open_cell(self, cell: Cell, here: dict) -> Progress:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
         cell.create()
         cell.refuse_changed()
         complete, last = cell.resume(self.questions.questions)
         if last is not None:
             cell.arm.policy.restore(last.policy_after)
-        self.stamp(cell)
+        self.stamp(cell, here)
         return Progress(cell, complete)
 
-    def stamp(self, cell: Cell) -> None:
-        path, here = cell.folder / "provenance.json", describe_environment(self.pair.device, self.pair.identity)
+    def stamp(self, cell: Cell, here: dict) -> None:
+        path = cell.folder / "provenance.json"
         if not path.exists():
             return write_json(path, {"schema": SCHEMA, **here, "sessions": [here["time"]]})
         there = read_json(path)
-        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != name_device(self.pair.device):
+        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != here["device"]:
             raise UserError(
                 f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
                 "machines do not mix, so choose another folder with results=FOLDER."
@@ -239,9 +240,3 @@ def log_turn(question: Question, index: int, prompt_tokens: int, made: Generatio
         rounds=made.rounds,
         repetition=repetition,
     )
-
-
-def choose_device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name

@@ -60,7 +60,9 @@ def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None)
 
 
 def choose_device(device: str) -> torch.device:
-    """Raises UserError for a device that torch does not know or does not have."""
+    """auto is the GPU where there is one, else the CPU. Raises UserError for a device that torch does not know or have."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from gammatune.errors import UserError
 from gammatune.report import frames
-from gammatune.rounds import SCHEMA, TurnLog
+from gammatune.rounds import TurnLog, refuse_newer
 
 BASELINE = "ar"
 MAKE_A_RUN = "make a run with `python run.py`"
@@ -125,7 +125,7 @@ def read_facts(path: Path) -> dict:
         hint = f"give the folder of one run, such as {example}" + ("" if inside else f", or {MAKE_A_RUN}")
         raise UserError(f"{path} holds no run.json, so it is no run: {hint}.")
     facts = read_json(path / "run.json")
-    refuse_newer(facts, path / "run.json")
+    require_schema(facts, path / "run.json")
     if not isinstance(facts.get("arms"), list) or not {"pair", "tasks", "runtime"} <= facts.keys():
         raise UserError(f"{path / 'run.json'} is damaged (arms, pair, tasks or runtime missing): {UNUSABLE}.")
     return facts
@@ -141,7 +141,7 @@ def read_arm(path: Path, described: dict) -> Arm:
     if not (cell / "done.json").is_file():
         return arm
     arm.done = read_json(cell / "done.json")
-    refuse_newer(arm.done, cell / "done.json")
+    require_schema(arm.done, cell / "done.json")
     arm.status = arm.done.get("status", "error")
     if arm.status == "error":
         return arm
@@ -212,12 +212,9 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def refuse_newer(content: dict, file: Path) -> None:
+def require_schema(content: dict, file: Path) -> None:
+    """Raises UserError without a schema number, or for a newer one."""
     schema = content.get("schema")
     if not isinstance(schema, int):
         raise UserError(f"{file} is damaged (no schema number): {UNUSABLE}.")
-    if schema > SCHEMA:
-        raise UserError(
-            f"{file} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): "
-            "update gammatune to read it."
-        )
+    refuse_newer(schema, file)
