@@ -5,8 +5,10 @@ composing; `__post_init__` refuses values out of range. All of it happens before
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +19,7 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.tasks.spec import TasksConfig
 
 RUNTIMES = ("eager",)
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass
@@ -78,6 +81,13 @@ def register_schemas() -> None:
         store.store(group=f"{group}/schema", name=name, node=node)
     for name, policy in POLICIES.items():
         store.store(group="policy/schema", name=name, node=policy)
+
+
+def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
+    """What `python run.py OVERRIDES` would run with, as checked objects. Raises UserError and Hydra's own errors."""
+    register_schemas()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return read_config(compose(name, overrides))
 
 
 def read_config(composed: DictConfig) -> RunConfig:

@@ -51,11 +51,11 @@ class Round:
         return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, state
 
 
-def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it") -> None:
-    """Raises UserError, naming the file or line `where`, when its schema number is above this version's."""
-    if schema > SCHEMA:
+def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it", known: int = SCHEMA) -> None:
+    """Raises UserError, naming the file or line `where`, when its schema number is above the highest that we know."""
+    if schema > known:
         raise UserError(
-            f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {SCHEMA}): {remedy}."
+            f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {known}): {remedy}."
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gammatune.decoding.clock import Clock
-from gammatune.decoding.sampling import Sampler
+from gammatune.decoding.sampling import Sampler, measure_thought
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.models.runtime import PairRuntime
@@ -206,13 +206,10 @@ def ask_policy(turn: Turn, block: Proposal, seen: tuple) -> bool:
 
 def read_signal(turn: Turn, index: int, logits: torch.Tensor, drawn_with: torch.Tensor) -> DraftSignal:
     """What the draft thought: logits [1, V], probability [1] that its token was drawn with. One host read."""
-    log_probs = logits[0].log_softmax(dim=-1)
-    probs = log_probs.exp()
-    top = probs.topk(2).values
-    entropy = -(probs * log_probs).nan_to_num().sum()
-    chosen = top[:1] if turn.sampler.config.greedy else drawn_with
-    top1, top2, entropy, chosen = turn.runtime.read(torch.cat([top, entropy[None], chosen]))
-    return DraftSignal(index=index, top1=top1, entropy=entropy, margin=top1 - top2, chosen=chosen)
+    thought = measure_thought(logits)[0]  # [3]
+    chosen = thought[:1] if turn.sampler.config.greedy else drawn_with
+    top1, entropy, margin, chosen = turn.runtime.read(torch.cat([thought, chosen]))
+    return DraftSignal.rounded(index, top1, entropy, margin, chosen)
 
 
 def verify(turn: Turn, proposal: Proposal) -> tuple[list[int], int, int]:

@@ -60,6 +60,15 @@ def residual(target_probs: torch.Tensor, draft_probs: torch.Tensor) -> torch.Ten
     return torch.where(difference.sum() > 0, difference, target_probs)
 
 
+def measure_thought(logits: torch.Tensor) -> torch.Tensor:
+    """Logits [n, V] to [n, 3]: largest probability, entropy in nats, largest minus second largest probability."""
+    log_probs = logits.log_softmax(dim=-1)
+    probs = log_probs.exp()
+    top = probs.topk(2, dim=-1).values
+    entropy = -(probs * log_probs).nan_to_num().sum(dim=-1)
+    return torch.stack([top[:, 0], entropy, top[:, 0] - top[:, 1]], dim=-1)
+
+
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
     smallest = logits.topk(k, dim=-1).values[..., -1:]
     return logits.masked_fill(logits < smallest, float("-inf"))

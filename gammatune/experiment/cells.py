@@ -139,19 +139,19 @@ class RunFolder:
     def reference(self) -> Cell:
         return self.cells[0]
 
-    @contextmanager
-    def lock(self):
-        """Hold the run against a second process; the lock goes with this process, however it ends."""
-        make_folder(self.path)
-        with (self.path / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"Another process is already running {self.path}: wait for it, or choose another folder "
-                    "with results=FOLDER."
-                ) from error
-            yield
+
+@contextmanager
+def hold_folder(path: Path):
+    """Make a folder and hold it against a second process; the lock goes with this process, however it ends."""
+    make_folder(path)
+    with (path / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is already running {path}: wait for it, or choose another folder with results=FOLDER."
+            ) from error
+        yield
 
 
 def make_folder(path: Path) -> None:

@@ -12,7 +12,7 @@ from gammatune.config import RunConfig, plan_arms
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
-from gammatune.experiment.cells import Cell, RunFolder, content_hash, open_run, read_json, write_json
+from gammatune.experiment.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
 from gammatune.experiment.monitor import watch_machine
 from gammatune.experiment.provenance import describe_environment, measure_peaks
 from gammatune.experiment.verdicts import judge_cell, write_pieces
@@ -83,7 +83,7 @@ class Runner:
 
     def run(self) -> None:
         """Run what is missing; complete questions stay on disk whatever happens. Raises UserError for an unusable folder."""
-        with self.folder.lock():
+        with hold_folder(self.folder.path):
             here = describe_environment(self.pair.device, self.pair.identity)
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()

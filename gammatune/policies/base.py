@@ -7,6 +7,7 @@ from gammatune.errors import UserError
 from gammatune.rounds import Round
 
 CARRIES = ("turn", "question", "never")
+SIGNAL_DIGITS = 4
 STOP_TOKENS = ("include", "exclude")
 
 
@@ -16,7 +17,8 @@ class DraftSignal:
 
     index: place in the block, from 0. top1, entropy (nats), margin (top-1 minus top-2 probability): of the draft's own
     distribution at temperature 1. chosen: probability of the drafted token under the distribution it was drawn from
-    after warping (greedy: equal to top1).
+    after warping (greedy: equal to top1). All are rounded to four decimals, in a live run as in a recorded one, so that
+    the order of floating-point sums does not decide what a policy sees. Valid during the call only.
     """
 
     index: int
@@ -25,6 +27,10 @@ class DraftSignal:
     margin: float
     chosen: float
 
+    @classmethod
+    def rounded(cls, index: int, top1: float, entropy: float, margin: float, chosen: float) -> "DraftSignal":
+        return cls(index, *(round(value, SIGNAL_DIGITS) for value in (top1, entropy, margin, chosen)))
+
 
 @dataclass
 class Policy:
@@ -32,9 +38,12 @@ class Policy:
 
     carry: when the state goes back to its start: at each "turn", at each "question", or "never".
     stop_token: whether the token at which `keep_drafting` said no is still verified ("include") or dropped ("exclude").
+    watches_draft: whether `keep_drafting` is asked. needs_foresight: whether `foresee` must be told what nobody knows while
+    decoding, which makes it a policy for replay alone. kept: attributes that make up the state.
     """
 
     watches_draft: ClassVar[bool] = False
+    needs_foresight: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
 
     carry: str = "turn"
@@ -47,6 +56,9 @@ class Policy:
 
     def reset(self) -> None:
         """Forget everything learned; called at the boundary that `carry` names."""
+
+    def foresee(self, matches: int) -> None:
+        """Told before `plan` when `needs_foresight`: how many of the next draft tokens the target would accept."""
 
     def plan(self) -> int:
         """Gamma of the next round, >= 0; 0 is a plain target step."""

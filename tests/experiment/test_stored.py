@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from gammatune.errors import UserError
+from gammatune.experiment.cells import hold_folder
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def copy_questions(make_runner, folder):
 
 def test_a_run_is_locked_while_it_runs_and_free_afterwards(make_runner, tmp_path):
     first, second = make_runner(tmp_path), make_runner(tmp_path)
-    with first.folder.lock(), pytest.raises(UserError, match="Another process is already running"):
+    with hold_folder(first.folder.path), pytest.raises(UserError, match="Another process is already running"):
         second.run()
     second.run()
 
