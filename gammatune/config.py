@@ -45,7 +45,8 @@ class RunConfig:
     """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
 
     starts: when given, each policy that has a `gamma` runs once from each of these. repetitions: passes over all
-    questions, for a spread between passes. results: folder of all runs. plan: only print what would run.
+    questions, for a spread between passes. results: folder of all runs. plan: only print what would run. acceptance: also
+    leave the acceptance table of the answers (greedy only), from which any policy is replayed and this run is checked.
     """
 
     model_pair: PairConfig = field(default_factory=PairConfig)
@@ -58,6 +59,7 @@ class RunConfig:
     seed: int = 0
     results: str = "results/runs"
     plan: bool = False
+    acceptance: bool = True
 
     def __post_init__(self):
         if self.repetitions < 1:

@@ -3,11 +3,13 @@
 results/acceptance/<pair>-<tasks>-<hash>/
     config.json         everything that the hash is made of
     provenance.json     where and with what, written before the first forward
-    parts/              one small table per question, so that a killed recording goes on
-    acceptance.parquet  all of them, written last
+    parts/              one small table per question, so that a killed recording goes on; removed at the end
+    acceptance.parquet  all of them
 """
 
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,15 +18,16 @@ from tqdm import tqdm
 
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import generate_autoregressive
+from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.experiment.cells import content_hash, hold_folder, read_json, write_json
 from gammatune.experiment.provenance import describe_environment
-from gammatune.models.pairs import load_pair
+from gammatune.models.pairs import Pair, load_pair
 from gammatune.models.runtime import PairRuntime, eager_runtime
 from gammatune.replay.known import confirm_answer
 from gammatune.replay.record import Answered, trace_answer
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
-from gammatune.rounds import SCHEMA
+from gammatune.rounds import SCHEMA, TurnLog
 from gammatune.tasks.prompts import answer_text, build_prompt
 from gammatune.tasks.specbench import Question, load_questions
 
@@ -39,35 +42,48 @@ class Recording:
     folder: Path
     facts: dict
 
+    @property
+    def table(self) -> Path:
+        return self.folder / TABLE_FILE
+
+    @property
+    def parts(self) -> Path:
+        return self.folder / "parts"
+
     def part(self, question: Question) -> Path:
-        return self.folder / "parts" / f"{question.question_id}.parquet"
+        return self.parts / f"{question.question_id}.parquet"
 
-    def lacks(self, question: Question) -> bool:
-        return not self.part(question).exists()
+    def complete(self, questions: list[Question], trace: Callable[[Question], list[AcceptanceTurn]]) -> Path:
+        """Trace the questions that are missing, then join all parts in the order of the questions; the table's path."""
+        if self.table.exists():
+            return self.table
+        self.parts.mkdir(exist_ok=True)
+        missing = [question for question in questions if not self.part(question).exists()]
+        for question in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
+            write_table(AcceptanceTable(trace(question), self.facts), self.part(question))
+        write_table(join_tables([read_table(self.part(question)) for question in questions], self.facts), self.table)
+        shutil.rmtree(self.parts)
+        return self.table
 
-    def keep(self, question: Question, turns: list[AcceptanceTurn]) -> None:
-        self.part(question).parent.mkdir(parents=True, exist_ok=True)
-        write_table(AcceptanceTable(turns, self.facts), self.part(question))
 
-    def finish(self, questions: list[Question]) -> Path:
-        """Join the parts in the order of the questions; returns the table's path."""
-        path = self.folder / TABLE_FILE
-        write_table(join_tables([read_table(self.part(question)) for question in questions], self.facts), path)
-        return path
-
-
-def describe_pair(pair, config: RunConfig) -> dict:
-    """What the committed text and the draft's view of it depend on; the number of threads and the clock are not among it."""
+def describe_work(pair: Pair, config: RunConfig, checksum: str) -> dict:
+    """What the committed text and the draft's view of it depend on, device and dtype apart."""
+    tasks = asdict(config.tasks) | {"checksum": checksum}
+    tasks.pop("path")  # the checksum says which file it was
     return {
         "pair": pair.name,
         "weights": pair.identity,
         "random_weights": pair.random_weights,
         "quantization": [role.quantization for role in (config.model_pair.target, config.model_pair.draft)],
         "chat_template": pair.chat_template,
+        "tasks": tasks,
         "decode": asdict(config.decode),
-        "dtype": str(pair.dtype).split(".")[-1],
-        "device": pair.device.type,
     }
+
+
+def table_facts(pair: Pair, config: RunConfig, checksum: str, gamma_max: int) -> dict:
+    place = {"dtype": str(pair.dtype).split(".")[-1], "device": pair.device.type}
+    return {**describe_work(pair, config, checksum), **place, "gamma_max": gamma_max}
 
 
 class Recorder:
@@ -85,21 +101,16 @@ class Recorder:
             torch.set_num_threads(config.runtime.threads)
         self.pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
         self.runtime: PairRuntime = eager_runtime(self.pair)
-        tasks = asdict(config.tasks) | {"checksum": self.questions.checksum}
-        tasks.pop("path")
-        facts = {**describe_pair(self.pair, config), "tasks": tasks, "gamma_max": gamma_max}
+        facts = table_facts(self.pair, config, self.questions.checksum, gamma_max)
         name = f"{self.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
         self.recording = Recording(out / name, facts)
 
     def run(self) -> Path:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
-        folder, questions = self.recording.folder, self.questions.questions
-        with hold_folder(folder):
-            self.stamp()
-            todo = [question for question in questions if self.recording.lacks(question)]
-            for question in tqdm(todo, unit="question", disable=None, file=sys.stderr):
-                self.recording.keep(question, self.record_question(question))
-            return self.recording.finish(questions)
+        with hold_folder(self.recording.folder):
+            if not self.recording.table.exists():
+                self.stamp()
+            return self.recording.complete(self.questions.questions, self.record_question)
 
     def stamp(self) -> None:
         """Provenance of this session, on disk before the first forward."""
@@ -127,19 +138,36 @@ class Recorder:
                 made = generate_autoregressive(self.runtime, prompt, self.config.decode)
         except UserError as error:
             raise UserError(f"Question {question.question_id}: {error}") from error
-        return describe_answer(self.runtime, self.config, (question, index), prompt, (made.output_ids, made.finish))
+        return describe_answer(self.runtime, self.config.decode, (question, index), prompt, made)
 
 
-def describe_answer(runtime: PairRuntime, config: RunConfig, asked: tuple, prompt: list[int], answer: tuple) -> Answered:
-    """asked: (question, turn). answer: (output ids, finish)."""
-    (question, index), (output_ids, finish) = asked, answer
+def record_answers(runtime: PairRuntime, recording: Recording, answers: list[list[TurnLog]], work: tuple) -> Path:
+    """The table of answers that an autoregressive arm has logged, question by question. work: (questions, decode)."""
+    questions, decode = work
+    logs = {turns[0].question_id: turns for turns in answers}
+
+    def trace(question: Question) -> list[AcceptanceTurn]:
+        said, turns = [], []
+        for log in logs[question.question_id]:
+            prompt = build_prompt(runtime.pair.chat_template, runtime.pair.tokenizer, question.turns[: log.turn + 1], said)
+            said.append(answer_text(runtime.pair.tokenizer, log.output_ids))
+            answered = describe_answer(runtime, decode, (question, log.turn), prompt, log)
+            turns.append(trace_answer(runtime, answered, recording.facts["gamma_max"]))
+        return turns
+
+    return recording.complete(questions, trace)
+
+
+def describe_answer(runtime: PairRuntime, decode: DecodeConfig, asked: tuple, prompt: list[int], made) -> Answered:
+    """asked: (question, turn). made: a Generation or a TurnLog, which both hold output_ids and finish."""
+    question, index = asked
     return Answered(
         question_id=question.question_id,
         category=question.category,
         task=question.task,
         turn=index,
         prompt_ids=prompt,
-        output_ids=output_ids,
-        budget=min(config.decode.max_new_tokens, runtime.pair.context - len(prompt)),
-        finish=finish,
+        output_ids=made.output_ids,
+        budget=min(decode.max_new_tokens, runtime.pair.context - len(prompt)),
+        finish=made.finish,
     )

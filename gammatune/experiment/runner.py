@@ -2,7 +2,7 @@
 
 import random
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from gammatune.errors import UserError
 from gammatune.experiment.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
 from gammatune.experiment.monitor import watch_machine
 from gammatune.experiment.provenance import describe_environment, measure_peaks
-from gammatune.experiment.verdicts import judge_cell, write_pieces
+from gammatune.experiment.recording import GAMMA_MAX, Recording, describe_work, record_answers, table_facts
+from gammatune.experiment.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.models.pairs import Pair, load_pair
 from gammatune.models.runtime import PairRuntime, eager_runtime
 from gammatune.policies import POLICIES
@@ -51,16 +52,8 @@ class Runner:
 
     def shared(self) -> dict:
         """What all arms have in common; together with a policy's settings it names a cell."""
-        tasks = asdict(self.config.tasks) | {"checksum": self.questions.checksum}
-        tasks.pop("path")  # the checksum says which file it was
         return {
-            "pair": self.pair.name,
-            "weights": self.pair.identity,
-            "random_weights": self.pair.random_weights,
-            "quantization": [role.quantization for role in (self.config.model_pair.target, self.config.model_pair.draft)],
-            "chat_template": self.pair.chat_template,
-            "tasks": tasks,
-            "decode": asdict(self.config.decode),
+            **describe_work(self.pair, self.config, self.questions.checksum),
             "runtime": {
                 "name": self.config.runtime.name,
                 "device": self.pair.device.type,
@@ -88,15 +81,15 @@ class Runner:
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
-            if not unfinished and all(arm.cell.read_done() for arm in progress):
-                return
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
                 with watch_machine(self.folder.path / "machine.jsonl"):
                     self.warm_up()
                     self.answer_all(progress)
-            self.finish(progress)
+            if not all(arm.cell.read_done() for arm in progress):
+                self.finish(progress)
+            self.leave_table()
 
     def open_cell(self, cell: Cell, here: dict) -> Progress:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
@@ -224,6 +217,16 @@ class Runner:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.pair.device))
         write_pieces(self.folder, self.pair.tokenizer)
+
+    def leave_table(self) -> None:
+        """The acceptance table of this run's own answers: replay checks the run, and any other policy can be replayed."""
+        reference = self.folder.reference
+        if not (self.config.acceptance and self.config.decode.greedy) or reference.read_done()["status"] != "ok":
+            return
+        facts = table_facts(self.pair, self.config, self.questions.checksum, GAMMA_MAX)
+        answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
+        work = self.questions.questions, self.config.decode
+        record_answers(self.runtime, Recording(self.folder.path, facts), answers, work)
 
 
 def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:

@@ -160,10 +160,11 @@ def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) ->
     while place < tokens:
         if foresight:
             policy.foresee(min(walk.matches[place], walk.budget - place - 1))
-        finished.planned = planned = plan()
+        planned = plan()
         if log is not None:
-            finished = Round(planned, 0, 0, 0, 0, "length", 0, state=policy.state())
+            finished = Round(0, 0, 0, 0, 0, "length", 0, state=policy.state())
             log.append(finished)
+        finished.planned = planned
         beyond += propose(walk, place, planned, policy, block)
         finished.context = prompt + place
         finished.drafted = block.drafted

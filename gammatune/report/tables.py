@@ -8,6 +8,7 @@ import pandas as pd
 
 from gammatune.report import metrics, statistics
 from gammatune.report.names import OVERALL, POLICIES, arm_names, task_name
+from gammatune.report.replay_check import check_replay
 from gammatune.report.results import results_table
 from gammatune.report.store import BASELINE, StoredRun
 
@@ -121,7 +122,14 @@ def notes(run: StoredRun) -> list[str]:
     missing = RANDOM_NOTE if run.facts.get("random_weights") else "" if run.has_baseline else BASELINE_NOTE
     left_out = f"{run.left_out_sentence()}." if run.left_out else ""
     warnings = [f"Unstable: {sentence}" for sentence in statistics.stability_warnings(run)]
-    return [sentence for sentence in (missing, left_out, *gain_sentences(run), *warnings) if sentence]
+    return [sentence for sentence in (missing, left_out, *gain_sentences(run), replay_sentence(run), *warnings) if sentence]
+
+
+def replay_sentence(run: StoredRun) -> str:
+    check = check_replay(run)
+    if check is None:
+        return "Replay: not checked, since this run has no acceptance table (it sampled, or acceptance=false)."
+    return check.sentence()
 
 
 def gain_sentences(run: StoredRun) -> list[str]:
