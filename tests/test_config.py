@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from other_settings import OTHER_SETTINGS
+from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
 
 from gammatune.config import RuntimeConfig, plan_arms
 from gammatune.decoding.settings import DecodeConfig
@@ -41,7 +41,6 @@ SHAPE = {
 }
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
-POLICY = {"carry": "question", **OTHER_SETTINGS}
 POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
 
 
@@ -49,16 +48,11 @@ def names(schema) -> set:
     return {f.name for f in fields(schema)}
 
 
-def value_of(policy: str, key: str):
-    default = {f.name: f.default for f in fields(POLICIES[policy])}[key]
-    return "planned" if default == "drafted" else POLICY[key]
-
-
 def test_the_tables_above_name_every_field():
     assert names(DecodeConfig) == set(DECODE) and names(TasksConfig) == set(TASKS) and names(RuntimeConfig) == set(RUNTIME)
     assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, "shape"}
     assert names(PairConfig) == {*PAIR, "target", "draft"}
-    assert {key for _, key in POLICY_FIELDS} == set(POLICY)
+    assert {key for _, key in POLICY_FIELDS} == set(OTHER_SETTINGS)
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
@@ -112,9 +106,9 @@ def test_an_override_reaches_its_field(make_config, key, value):
     assert str(config).replace(" ", "") == str(value)
 
 
-@pytest.mark.parametrize(("policy", "key"), POLICY_FIELDS)
+@pytest.mark.parametrize(("policy", "key"), [field for field in POLICY_FIELDS if field not in ONLY_ONE])
 def test_an_override_reaches_its_policy_and_names_another_cell(make_config, policy, key):
-    value, base = value_of(policy, key), [f"policy={policy}", "model_pair=tiny-random"]
+    value, base = other_values(policy, key)[0], [f"policy={policy}", "model_pair=tiny-random"]
     plain, changed = make_config(*base), make_config(*base, f"policy.{policy}.{key}={value}")
     assert getattr(changed.policy[policy], key) == value != getattr(plain.policy[policy], key)
     if policy != "ar":  # the baseline has no settings that count: it is always the plain one

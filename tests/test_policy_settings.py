@@ -4,14 +4,16 @@ import random
 from dataclasses import fields
 
 import pytest
-from other_settings import OTHER_SETTINGS
+from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
 
+from gammatune.errors import UserError
 from gammatune.policies import POLICIES, DraftSignal
 from gammatune.rounds import Round
 
-LONGEST, ROUNDS_PER_TURN = 24, 30
+LONGEST, ROUNDS_PER_TURN, NATS = 24, 30, 4.0
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
 TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2))
+SETTINGS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
 
 
 def simulate(policy) -> list[tuple]:
@@ -30,12 +32,14 @@ def simulate(policy) -> list[tuple]:
 
 
 def run_round(policy, matching, budget, top) -> Round:
+    policy.foresee(matching)
     planned, stop = policy.plan(), "length"
     drafted = min(planned, budget, LONGEST)
     if drafted < planned:
         stop = "budget"
     for index in range(drafted if policy.watches_draft else 0):
-        if not policy.keep_drafting(DraftSignal(index, top[index], 1.0, 0.1, top[index])):
+        entropy = NATS * (1 - top[index])
+        if not policy.keep_drafting(DraftSignal(index, top[index], entropy, 0.1, top[index])):
             drafted, stop = index + (policy.stop_token == "include"), "policy"
             break
     accepted = min(matching, drafted)
@@ -44,19 +48,33 @@ def run_round(policy, matching, budget, top) -> Round:
 
 def acts_on(name: str, key: str) -> bool:
     """carry needs a state to carry, stop_token a policy that stops in mid-block."""
-    return {"carry": bool(POLICIES[name].kept), "stop_token": POLICIES[name].watches_draft}.get(key, True)
+    stops = POLICIES[name].watches_draft and name != "p_min_2026"  # its p_min of 0 stops nothing
+    needs = {
+        "carry": bool(POLICIES[name]().state()),
+        "stop_token": stops,
+        "risk": name != "ucb_released",  # its choice is the best mean, without a radius
+    }
+    return needs.get(key, True)
 
 
-@pytest.mark.parametrize(("name", "key"), [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)])
+@pytest.mark.parametrize(("name", "key"), [setting for setting in SETTINGS if setting not in ONLY_ONE])
 def test_each_setting_changes_a_round_or_has_nothing_to_act_on(name, key):
-    policy = POLICIES[name]
-    default = getattr(policy(), key)
-    values = ("question", "never") if key == "carry" else ("planned" if default == "drafted" else OTHER_SETTINGS[key],)
-    plain = simulate(policy())
+    plain, values = simulate(POLICIES[name]()), other_values(name, key)
+    assert values
     for value in values:
-        assert value != default
-        assert (simulate(policy(**{key: value})) != plain) == acts_on(name, key)
+        assert (simulate(POLICIES[name](**{key: value})) != plain) == acts_on(name, key)
 
 
-def test_the_simulation_repeats():
-    assert simulate(POLICIES["gammatune_plus"]()) == simulate(POLICIES["gammatune_plus"]())
+@pytest.mark.parametrize(("name", "key"), sorted(ONLY_ONE))
+def test_a_setting_with_one_value_refuses_the_others(name, key):
+    for value in OTHER_SETTINGS[key]:
+        with pytest.raises(UserError, match=rf"\.{key}={value} is out of range: it must be "):
+            POLICIES[name](**{key: value})
+
+
+@pytest.mark.parametrize("name", list(POLICIES))
+def test_the_simulation_repeats(name):
+    policy = POLICIES[name]()
+    first = simulate(policy)
+    policy.reset()
+    assert simulate(policy) == first == simulate(POLICIES[name]())

@@ -1,6 +1,6 @@
 """The contract between the decoding loop and whatever decides gamma. Plain numbers only: no tensors, caches or clocks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from gammatune.errors import UserError
@@ -39,11 +39,13 @@ class Policy:
     carry: when the state goes back to its start: at each "turn", at each "question", or "never".
     stop_token: whether the token at which `keep_drafting` said no is still verified ("include") or dropped ("exclude").
     watches_draft: whether `keep_drafting` is asked. needs_foresight: whether `foresee` must be told what nobody knows while
-    decoding, which makes it a policy for replay alone. kept: attributes that make up the state.
+    decoding, which makes it a policy for replay alone. gamma_is_start: whether gamma is only where the rule starts from.
+    kept: attributes that make up the state.
     """
 
     watches_draft: ClassVar[bool] = False
     needs_foresight: ClassVar[bool] = False
+    gamma_is_start: ClassVar[bool] = False
     kept: ClassVar[tuple[str, ...]] = ()
 
     carry: str = "turn"
@@ -79,6 +81,11 @@ class Policy:
         """Continue from a logged state, as if the rounds before it had just been observed."""
         for name, value in state.items():
             setattr(self, name, value)
+
+
+def settings_of(policy: Policy) -> dict:
+    """Field by field, without what the policy has learned."""
+    return {f.name: getattr(policy, f.name) for f in fields(policy)}
 
 
 def require(policy: Policy, name: str, holds: bool, rule: str) -> None:

@@ -31,6 +31,7 @@ class GammaTune(Policy):
     sequence or the token budget shortened.
     """
 
+    gamma_is_start: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ("gamma_now", "mean")
 
     gamma: int = 3
@@ -55,6 +56,7 @@ class GammaTune(Policy):
     def reset(self) -> None:
         self.gamma_now = self.gamma
         self.mean = float(self.gamma)
+        self.judge_by_plan = self.full == "planned"
 
     def plan(self) -> int:
         return self.gamma_now
@@ -62,7 +64,7 @@ class GammaTune(Policy):
     def observe(self, finished: Round) -> None:
         if self.ignore_cut and finished.cut:
             return
-        if finished.accepted == getattr(finished, self.full):
+        if finished.accepted == (finished.planned if self.judge_by_plan else finished.drafted):
             self.expand(finished.accepted)
         else:
             self.fall_back(finished.accepted)

@@ -29,6 +29,7 @@ class HFHeuristic(Policy):
     in rounds that ended early.
     """
 
+    gamma_is_start: ClassVar[bool] = True
     kept: ClassVar[tuple[str, ...]] = ("gamma_now",)
 
     gamma: int = 5
@@ -41,12 +42,13 @@ class HFHeuristic(Policy):
 
     def reset(self) -> None:
         self.gamma_now = self.gamma
+        self.judge_by_plan = self.full == "planned"
 
     def plan(self) -> int:
         return self.gamma_now
 
     def observe(self, finished: Round) -> None:
-        if finished.accepted == getattr(finished, self.full):
+        if finished.accepted == (finished.planned if self.judge_by_plan else finished.drafted):
             self.gamma_now += 2
         else:
             self.gamma_now = max(1, self.gamma_now - 1)

@@ -130,9 +130,7 @@ def replay(walks: list[Walk], policy: Policy, keep_rounds: bool = False) -> Repl
     """
     if policy.watches_draft and any(walk.signals is None for walk in walks):
         name = type(policy).__name__
-        raise UserError(
-            f"{name} watches the draft, but this table has no draft signals: replay length-only policies on it."
-        )
+        raise UserError(f"{name} watches the draft, but this table has no draft signals: replay length-only policies on it.")
     policy.reset()
     context, drafted, accepted, forwards, ends, logs = [], [], [], [], [], []
     columns, beyond, question = (context, drafted, accepted, forwards), 0, None

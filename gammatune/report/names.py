@@ -10,6 +10,19 @@ POLICIES = {
     "hf_constant": "HF constant",
     "hf_heuristic": "HF heuristic",
     "hf_confidence": "HF confidence",
+    "hf_confidence_online": "HF online threshold",
+    "svip": "SVIP",
+    "svip_paper": "SVIP (paper's form)",
+    "adaedl": "AdaEDL",
+    "p_min": "llama.cpp p-min 0.75",
+    "p_min_2026": "llama.cpp p-min 0",
+    "cumulative": "cumulative 0.7",
+    "cumulative_strict": "cumulative 0.3",
+    "sglang_walk": "SGLang walk",
+    "ucb": "UCB",
+    "ucb_released": "UCB (released form)",
+    "tuned_fixed": "tuned fixed",
+    "oracle": "oracle",
 }
 TASK_NAMES = {
     "mt_bench": "MT-Bench",
@@ -28,6 +41,10 @@ def order_tasks(tasks) -> list[str]:
     return [task for task in TASKS if task in present] + sorted(present - set(TASKS))
 
 
+def policy_name(policy: str) -> str:
+    return POLICIES.get(policy, policy)
+
+
 def task_name(task: str) -> str:
     return TASK_NAMES.get(task, task.replace("_", " "))
 
@@ -44,7 +61,7 @@ def arm_names(arms) -> dict[str, str]:
 
 
 def arm_name(arm, several: bool) -> str:
-    name = POLICIES.get(arm.policy, arm.policy)
+    name = policy_name(arm.policy)
     if arm.gamma is None:
         return name
     if arm.policy == "fixed":

@@ -17,7 +17,7 @@ STATE_TOLERANCE = 2e-4
 
 @dataclass
 class ReplayCheck:
-    """Rounds compared, and where the first one differs. other_text: turns with other tokens than the table, after a near-tie."""
+    """Rounds compared, and where the first one differs. other_text: turns with other tokens than the table (near-ties)."""
 
     arms: int = 0
     rounds: int = 0

@@ -45,12 +45,16 @@ def stratified_ratio_interval(strata: list[np.ndarray]) -> tuple[float, float]:
         return float("nan"), float("nan")
     rng = np.random.default_rng(SEED)
     sums = sum(stratum.shape[1] * resampled_means(stratum, rng) for stratum in strata)
-    low, high = np.quantile(sums[0] / sums[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return percentile_interval(sums[0] / sums[1])
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def resampled_means(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of both rows, 2 x RESAMPLES, under a paired bootstrap over columns; one column alone has nothing to resample."""
+    """Means of all rows, [rows, RESAMPLES], under a paired bootstrap over columns; one column has nothing to resample."""
     if stratum.shape[1] < 2:
         return np.repeat(stratum, RESAMPLES, axis=1)
     drawn = stats.bootstrap(
@@ -66,8 +70,8 @@ def resampled_means(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return drawn.bootstrap_distribution
 
 
-def stack_means(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-    return np.stack([first.mean(axis=axis), second.mean(axis=axis)])
+def stack_means(*rows: np.ndarray, axis: int) -> np.ndarray:
+    return np.stack([row.mean(axis=axis) for row in rows])
 
 
 def repetition_interval(values: list[float]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gammatune.report import metrics, statistics
-from gammatune.report.names import OVERALL, POLICIES, arm_names, task_name
+from gammatune.report.names import OVERALL, arm_names, policy_name, task_name
 from gammatune.report.replay_check import check_replay
 from gammatune.report.results import results_table
 from gammatune.report.store import BASELINE, StoredRun
@@ -137,7 +137,7 @@ def gain_sentences(run: StoredRun) -> list[str]:
     policies = dict.fromkeys(arm.policy for arm in run.arms if arm.policy not in (BASELINE, "fixed"))
     gains = {policy: metrics.gain_over_mean_fixed(run.questions, policy) for policy in policies}
     return [
-        f"{POLICIES.get(policy, policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
+        f"{policy_name(policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
         for policy, gain in gains.items()
         if not math.isnan(gain)
     ]

@@ -12,6 +12,7 @@ from gammatune.models.pairs import random_pair
 from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
 
+LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 STARTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24]
 NOISES = [0.0, 0.1, 0.4, 2.0]
 
@@ -52,7 +53,7 @@ def make_policy(name: str, gamma: int):
     return POLICIES[name](gamma=gamma if name in ("fixed", "hf_constant", "hf_confidence") else max(gamma, 1))
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
+@pytest.mark.parametrize("name", LIVE)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), gamma=st.sampled_from(STARTS), budget=st.integers(1, 40))
 def test_every_policy_gives_the_targets_own_ids(runtime, name, seed, gamma, budget):

@@ -1,0 +1,29 @@
+"""Draft exactly the tokens that the target will accept (the oracle of DISCO, Mamou et al. 2024, arXiv 2405.04304)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gammatune.errors import UserError
+from gammatune.policies.base import Policy
+
+
+@dataclass
+class Oracle(Policy):
+    """Plans what `foresee` told: the number of draft tokens up to the first mismatch.
+
+    No drafting rule needs fewer target forwards, and none of its draft tokens is rejected. Only replay knows that number;
+    plan raises UserError while nobody has told it.
+    """
+
+    needs_foresight: ClassVar[bool] = True
+
+    def reset(self) -> None:
+        self.matches: int | None = None
+
+    def foresee(self, matches: int) -> None:
+        self.matches = matches
+
+    def plan(self) -> int:
+        if self.matches is None:
+            raise UserError("Policy oracle must know the target's answer beforehand: replay it over an acceptance table.")
+        return self.matches

@@ -1,0 +1,44 @@
+"""SVIP: stop where the draft's entropy makes an acceptance doubtful (Zhang et al. 2024, arXiv 2411.18462).
+
+The chance of acceptance is at least 1 - sqrt(factor * H), with H the draft's entropy in nats at temperature 1. Drafting ends
+after a token for which
+
+    sqrt(factor * H) > threshold
+
+That token is verified. Two forms are in use: the released code (Geralt-Targaryen/SVIP, vanilla-sd/eval_specbench.py) has
+factor 0.15 and threshold 0.3, which is H > 0.6; the paper's equation 7 has no factor, which with its 0.3 is H > 0.09, a
+stricter rule.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar
+
+from gammatune.policies.base import DraftSignal, require
+from gammatune.policies.fixed import Fixed
+
+
+@dataclass
+class SVIP(Fixed):
+    """The released rule. factor: of the entropy. threshold: of the root. gamma: most tokens in a block (40 in the code)."""
+
+    watches_draft: ClassVar[bool] = True
+
+    gamma: int = 40
+    factor: float = 0.15
+    threshold: float = 0.3
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "factor", self.factor > 0.0, "above 0")
+        require(self, "threshold", self.threshold >= 0.0, "0 or more")
+
+    def keep_drafting(self, signal: DraftSignal) -> bool:
+        return sqrt(self.factor * signal.entropy) <= self.threshold
+
+
+@dataclass
+class SVIPPaper(SVIP):
+    """The paper's equation read literally: factor 1."""
+
+    factor: float = 1.0

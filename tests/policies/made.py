@@ -1,0 +1,22 @@
+"""Rounds and signals made by hand."""
+
+from gammatune.policies import DraftSignal
+from gammatune.rounds import Round
+
+
+def finished(planned: int, accepted: int, drafted: int | None = None, stop: str = "length") -> Round:
+    drafted = planned if drafted is None else drafted
+    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 10)
+
+
+def signal(top1: float = 0.5, chosen: float | None = None, entropy: float = 1.0, index: int = 0) -> DraftSignal:
+    return DraftSignal(index=index, top1=top1, entropy=entropy, margin=0.1, chosen=top1 if chosen is None else chosen)
+
+
+def draft_block(policy, signals: list[DraftSignal]) -> int:
+    """Tokens drafted when the draft would think `signals`, as the decoding loop counts them."""
+    planned = policy.plan()
+    for seen in signals[:planned]:
+        if not policy.keep_drafting(seen):
+            return seen.index + (policy.stop_token == "include")
+    return min(planned, len(signals))

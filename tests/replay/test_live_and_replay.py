@@ -1,0 +1,143 @@
+"""A live run and a replay of the same policy on the same answers give identical rounds."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gammatune.decoding.loop import generate_autoregressive, generate_speculative
+from gammatune.decoding.settings import DecodeConfig
+from gammatune.models.pairs import random_pair
+from gammatune.models.runtime import eager_runtime
+from gammatune.policies import POLICIES
+from gammatune.policies.base import settings_of
+from gammatune.policies.oracle import Oracle
+from gammatune.replay.record import Answered, trace_answer
+from gammatune.replay.simulate import prepare, replay
+from gammatune.replay.table import AcceptanceTable
+from gammatune.report.replay_check import same_round
+from gammatune.tasks.prompts import build_prompt
+from gammatune.tasks.spec import TasksConfig
+from gammatune.tasks.specbench import load_questions
+
+LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+STARTS = [1, 2, 3, 5, 8, 12, 20]
+
+
+class ScriptedOracle(Oracle):
+    """The oracle where nobody foresees: it plans what its replay planned."""
+
+    needs_foresight = False
+
+    def follow(self, planned: list[int]) -> None:
+        self.script = iter(planned)
+
+    def plan(self) -> int:
+        return next(self.script)
+
+
+def make_runtime(noise: float, ends: tuple[int, ...] = (9, 17)):
+    """A tiny pair whose draft is the target with noise; two tokens of forty end the sequence, so that ends are common."""
+    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40))
+    runtime.pair.eos_ids = ends
+    return runtime
+
+
+RUNTIMES = {noise: make_runtime(noise) for noise in (0.0, 0.1, 0.4, 2.0)}
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    return torch.randint(4, 40, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def record(runtime, prompts: list[list[int]], budget: int, gamma_max: int = 24) -> AcceptanceTable:
+    """The table of the target's own answers; every two turns make a question."""
+    turns = []
+    for index, prompt in enumerate(prompts):
+        made = generate_autoregressive(runtime, prompt, DecodeConfig(max_new_tokens=budget))
+        answered = Answered(index // 2, "qa", "qa", index % 2, prompt, made.output_ids, budget, made.finish)
+        turns.append(trace_answer(runtime, answered, gamma_max))
+    return AcceptanceTable(turns, {"gamma_max": gamma_max})
+
+
+def run_live(runtime, prompts: list[list[int]], policy, budget: int) -> list:
+    """Rounds of every turn, the policy reset where its carry says, as the runner does it."""
+    policy.reset()
+    logs = []
+    for index, prompt in enumerate(prompts):
+        if policy.carry == "turn" or (policy.carry == "question" and index % 2 == 0):
+            policy.reset()
+        logs.append(generate_speculative(runtime, prompt, policy, DecodeConfig(max_new_tokens=budget)).rounds)
+    return logs
+
+
+def make_policy(name: str, gamma: int, **changes):
+    known = settings_of(POLICIES[name]())
+    wanted = {"gamma": max(gamma, known.get("gamma_min", 1)), **changes}
+    return POLICIES[name](**{key: value for key, value in wanted.items() if key in known})
+
+
+def assert_identical(live: list, replayed: list) -> None:
+    assert [len(rounds) for rounds in live] == [len(rounds) for rounds in replayed]
+    for rounds, predicted in zip(live, replayed, strict=True):
+        for place, pair in enumerate(zip(rounds, predicted, strict=True)):
+            assert same_round(*pair), (place, *pair)
+            assert pair[0].draft_forwards == pair[1].draft_forwards
+
+
+@pytest.mark.parametrize("name", LIVE)
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    noise=st.sampled_from(list(RUNTIMES)),
+    gamma=st.sampled_from(STARTS),
+    budget=st.integers(1, 40),
+    stop_token=st.sampled_from(["include", "exclude"]),
+    carry=st.sampled_from(["turn", "question", "never"]),
+)
+def test_every_policy_replays_as_it_ran(name, seed, noise, gamma, budget, stop_token, carry):
+    runtime, prompts = RUNTIMES[noise], [prompt_of(seed + index, 3 + seed % 9) for index in range(3)]
+    carry = "turn" if name == "hf_confidence_online" else carry
+    policy = make_policy(name, gamma, stop_token=stop_token, carry=carry)
+    table = record(runtime, prompts, budget, gamma_max=42)
+    done = replay(prepare(table), policy, keep_rounds=True)
+    assert_identical(run_live(runtime, prompts, policy, budget), done.logs)
+    assert done.beyond == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), noise=st.sampled_from(list(RUNTIMES)), budget=st.integers(1, 40))
+def test_the_oracle_run_live_is_never_rejected(seed, noise, budget):
+    runtime, prompt = RUNTIMES[noise], prompt_of(seed, 6)
+    replayed = replay(prepare(record(runtime, [prompt], budget)), POLICIES["oracle"](), keep_rounds=True).logs
+    oracle = ScriptedOracle()
+    oracle.follow([r.planned for r in replayed[0]])
+    live = run_live(runtime, [prompt], oracle, budget)
+    assert_identical(live, replayed)
+    assert all(r.accepted == r.drafted for r in live[0])
+
+
+def test_a_block_longer_than_the_table_is_counted():
+    """Behind gamma_max recorded steps the policy cannot be asked; the block goes on and the replay says so."""
+    runtime = make_runtime(2.0, ends=())
+    table = record(runtime, [prompt_of(1, 5)], 30, gamma_max=2)
+    policy = POLICIES["hf_confidence"](gamma=12, threshold=0.0)
+    done = replay(prepare(table), policy)
+    assert 0 < done.beyond <= done.rounds
+    assert done.drafted.max() == 12
+
+
+@pytest.mark.embedded
+def test_the_embedded_pair_replays_as_it_ran(embedded_pair):
+    """Every policy on real prompts: counts, stop reasons and states of all rounds."""
+    runtime, compared, budget = eager_runtime(embedded_pair), 0, 32
+    questions = load_questions(TasksConfig(name="demo", limit=1)).questions[:3]
+    build = [(q.turns[:1], []) for q in questions]
+    prompts = [build_prompt(embedded_pair.chat_template, embedded_pair.tokenizer, *parts) for parts in build]
+    walks = prepare(record(runtime, prompts, budget))
+    for name in LIVE:
+        policy = POLICIES[name]()
+        live = run_live(runtime, prompts, policy, budget)
+        assert_identical(live, replay(walks, policy, keep_rounds=True).logs)
+        compared += sum(len(rounds) for rounds in live)
+    assert compared > 20 * len(LIVE)
