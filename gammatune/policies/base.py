@@ -60,7 +60,7 @@ class Policy:
         """Forget everything learned; called at the boundary that `carry` names."""
 
     def foresee(self, matches: int) -> None:
-        """Told before `plan` when `needs_foresight`: how many of the next draft tokens the target would accept."""
+        """Told before `plan` when `needs_foresight`: how many of the next draft tokens pay for themselves."""
 
     def plan(self) -> int:
         """Gamma of the next round, >= 0; 0 is a plain target step."""

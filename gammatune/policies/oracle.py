@@ -9,10 +9,12 @@ from gammatune.policies.base import Policy
 
 @dataclass
 class Oracle(Policy):
-    """Plans what `foresee` told: the number of draft tokens up to the first mismatch.
+    """Plans what `foresee` told: the number of draft tokens up to the first mismatch, the answer's last token left to the
+    target, which gives it away with the same forward.
 
-    No drafting rule needs fewer target forwards, and none of its draft tokens is rejected. Only replay knows that number;
-    plan raises UserError while nobody has told it.
+    No drafting rule needs fewer target forwards, and none of its draft tokens is rejected. So none is cheaper either where
+    verifying k tokens costs a + b k and a draft step costs less than a. Only replay knows that number; plan raises
+    UserError while nobody has told it.
     """
 
     needs_foresight: ClassVar[bool] = True

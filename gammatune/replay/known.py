@@ -24,7 +24,7 @@ class KnownText:
     def __init__(self, vocab_size: int, prompt_tokens: int, ids: list[int]):
         self.vocab_size = vocab_size
         self.prompt_tokens = prompt_tokens
-        self.ids = ids
+        self.ids = [token if 0 <= token < vocab_size else 0 for token in ids]  # another tokenizer's ids are wrong, no more
         self.reset()
 
     def reset(self) -> None:

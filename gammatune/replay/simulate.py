@@ -157,7 +157,7 @@ def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) ->
     place, beyond, tokens, prompt = 0, 0, walk.tokens, walk.prompt_tokens
     while place < tokens:
         if foresight:
-            policy.foresee(min(walk.matches[place], walk.budget - place - 1))
+            policy.foresee(min(walk.matches[place], tokens - place - 1))
         planned = plan()
         if log is not None:
             finished = Round(0, 0, 0, 0, 0, "length", 0, state=policy.state())

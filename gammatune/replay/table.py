@@ -20,7 +20,8 @@ SCHEMA = 1
 MATCH, MISMATCH, UNKNOWN = 1, 0, -1
 SIGNALS = ("top1", "entropy", "margin")
 SCALE = 10**SIGNAL_DIGITS
-REMAKE = "make it again with `python -m gammatune record`"
+RECORD = "`python -m gammatune record`"
+REMAKE = f"delete it and make it again, for example with {RECORD}"
 
 
 @dataclass
@@ -138,20 +139,27 @@ def read_table(path: Path) -> AcceptanceTable:
     try:
         content = pq.read_table(path)
         facts = json.loads(content.schema.metadata[b"gammatune"])
-        schema = facts.pop("schema")
+        refuse_newer(facts.pop("schema"), path, known=SCHEMA)
     except FileNotFoundError as error:
-        raise UserError(f"There is no acceptance table at {path}: {REMAKE}.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"There is no acceptance table at {path}: make one with {RECORD}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no acceptance table or is damaged ({type(error).__name__}): {REMAKE}.") from error
-    refuse_newer(schema, path, known=SCHEMA)
-    if content.schema.names != arrow_schema().names:
-        raise UserError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
+    refuse_other_columns(content, path)
     turns = [read_turn(row) for row in zip(*(unpack(content[name]) for name in content.schema.names), strict=True)]
     if not turns:
         raise UserError(f"{path} holds no answers: {REMAKE}.")
     for turn in turns:
         check_turn(turn, path)
     return AcceptanceTable(turns, facts)
+
+
+def refuse_other_columns(content: pa.Table, path: Path) -> None:
+    """Raises UserError where columns or their types differ, where a value is missing, or signals are there in part."""
+    if not content.schema.equals(arrow_schema()):
+        raise UserError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
+    signals = [content[name].is_null().to_pylist() for name in (*COLUMNS.values(), *TAIL_COLUMNS.values())]
+    if any(content[name].null_count for name in (*PLAIN, *LISTS)) or any(absent != signals[0] for absent in signals):
+        raise UserError(f"{path} is damaged (values are missing): {REMAKE}.")
 
 
 def unpack(column: pa.ChunkedArray) -> list:
@@ -179,6 +187,7 @@ def check_turn(turn: AcceptanceTurn, path: Path) -> None:
     """Raises UserError where the lists of a turn contradict each other."""
     wrong = int((turn.match == MISMATCH).sum())
     lengths = [len(turn.output_ids) in (0, turn.tokens), 0 < turn.tokens <= turn.budget]
+    lengths += [np.isin(turn.match, (MATCH, MISMATCH, UNKNOWN)).all()]
     if turn.signals is not None:
         lengths += [len(turn.tail_steps) == len(turn.tail_ended) == wrong]
         lengths += [len(getattr(turn.signals, name)) == turn.tokens for name in SIGNALS]

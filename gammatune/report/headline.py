@@ -13,10 +13,7 @@ import pandas as pd
 
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
-from gammatune.replay.bench import Bench, build_bench, measure_speeds
-from gammatune.replay.cost import CostCurve
-from gammatune.replay.simulate import fill_unknown
-from gammatune.replay.table import AcceptanceTable
+from gammatune.replay.bench import Bench, measure_speeds
 from gammatune.report.names import OVERALL, order_tasks
 from gammatune.report.statistics import SEED, percentile_interval, relative_spread, resampled_means
 
@@ -128,10 +125,14 @@ def variants(name: str, policy: Policy) -> list[Policy]:
     return [type(policy)(**settings_of(policy) | {"gamma": gamma}) for gamma in STARTS]
 
 
-def replay_all(bench: Bench, policies: dict[str, Policy]) -> Speeds:
-    """Every policy from every start; ar, fixed and the oracle are always among them. tuned_fixed is tuned on the bench."""
+def replay_all(bench: Bench, policies: dict[str, Policy], all_starts: bool = True) -> Speeds:
+    """Every policy from every start (fixed always, others unless all_starts is False, and then from their own).
+
+    ar, fixed and the oracle are always among them. tuned_fixed is tuned on the bench.
+    """
     chosen = {name: POLICIES[name]() for name in ALWAYS} | policies
-    jobs = [(name, variant) for name, policy in chosen.items() for variant in variants(name, policy)]
+    started = {name: variants(name, p) if all_starts or name == "fixed" else [p] for name, p in chosen.items()}
+    jobs = [(name, variant) for name, each in started.items() for variant in each]
     measured = measure_speeds(bench, [variant for _, variant in jobs])
     rows = {name: [row for (owner, _), row in zip(jobs, measured, strict=True) if owner == name] for name in chosen}
     speeds = Speeds({name: np.stack(found) for name, found in rows.items()}, bench.task, bench.tuning)
@@ -150,23 +151,3 @@ def headline_frame(speeds: Speeds) -> pd.DataFrame:
                     (task, policy, metric, speeds.ratio(policy, metric, task), *speeds.interval(policy, metric, task))
                 )
     return pd.DataFrame(rows, columns=["task", "policy", "metric", "value", "low", "high"])
-
-
-def bounded_numbers(table: AcceptanceTable, curve: CostCurve, policies: dict[str, Policy], rate: float) -> dict:
-    """{policy: {metric: {lower, mean, upper}}} where matches are unknown.
-
-    lower: every unknown position is a mismatch; upper: every one a match; mean: over FILLS seeded fills at rate. A ratio
-    of two policies need not grow with the matches, so its "lower" can be the larger number.
-    """
-    filled = {"lower": [fill_unknown(table, 0.0)], "upper": [fill_unknown(table, 1.0)]}
-    filled["mean"] = [fill_unknown(table, rate, seed) for seed in range(FILLS)]
-    found = {name: [replay_all(build_bench(each, curve), policies) for each in tables] for name, tables in filled.items()}
-    return {
-        policy: {
-            metric: {
-                name: float(np.mean([s.ratio(policy, metric) for s in found[name]])) for name in ("lower", "mean", "upper")
-            }
-            for metric in METRICS
-        }
-        for policy in found["lower"][0].by_policy
-    }

@@ -71,7 +71,7 @@ def sweep_policy(bench: Bench, name: str, points: list[dict]) -> Sweep:
     halves = {"tuning_tokens_per_second": on_tuning, "reporting_tokens_per_second": grid[:, rest].mean(axis=1)}
     settings = pd.DataFrame(points).assign(**halves)
     return Sweep(
-        settings=settings.sort_values("tuning_tokens_per_second", ascending=False, ignore_index=True),
+        settings=settings.sort_values("tuning_tokens_per_second", ascending=False, ignore_index=True, kind="stable"),
         winner=points[best],
         over_default=compare(bench, grid[best], default),
         over_tuned_fixed=compare(bench, grid[best], fixed_speeds[gamma]),

@@ -13,8 +13,9 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.replay.bench import build_bench
 from gammatune.replay.cost import CostCurve, from_ratio, read_cost
 from gammatune.replay.specbench_answers import estimate_match_rate
-from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.replay.table import UNKNOWN, AcceptanceTable, read_table
 from gammatune.report import headline
+from gammatune.report.bounds import bounded_numbers, bounded_speeds, derive_bounds, store_bounds
 from gammatune.report.names import OVERALL, policy_name, task_name
 from gammatune.report.sweep import Sweep, parse_grid, sweep_policy
 from gammatune.report.tables import interval, number
@@ -42,6 +43,33 @@ def add_verbs(verbs) -> None:
     )
     sweep.add_argument("--csv", type=Path, help="write every grid point to this file")
     sweep.set_defaults(verb=print_sweep)
+    add_bounds(verbs)
+
+
+def add_bounds(verbs) -> None:
+    bounds = verbs.add_parser(
+        "bounds", help="store what an imported log tells at several cost ratios, without the log itself"
+    )
+    bounds.add_argument("table", type=Path, metavar="TABLE", help="made by import-answers")
+    bounds.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for example policy=[gammatune,hf_heuristic]")
+    bounds.add_argument(
+        "--cost-ratios", type=float, nargs="+", default=[4.0, 8.0, 12.0], metavar="C", help="default: 4 8 12"
+    )
+    bounds.add_argument("--out", type=Path, required=True, help="folder, for example results/reference/NAME")
+    bounds.set_defaults(verb=write_bounds)
+
+
+def write_bounds(options: argparse.Namespace) -> int:
+    table = read_table(find_table(options.table))
+    if table.complete:
+        raise UserError("Every match of this table is known: use headline, which needs no bounds.")
+    rate, policies = estimate_match_rate(table), choose_policies(options.settings, table)
+    frames = derive_bounds(table, options.cost_ratios, policies, rate)
+    unknown = sum(int((turn.match == UNKNOWN).sum()) for turn in table.turns) / table.tokens
+    counts = {"turns": len(table.turns), "tokens": table.tokens, "unknown": unknown, "rate": rate}
+    store_bounds(frames, table.facts | counts, options.out)
+    print(f"{options.out}: starts.csv, headline.csv, source.json")
+    return 0
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +112,8 @@ def print_headline(options: argparse.Namespace) -> int:
     table = read_table(path)
     curve, policies = find_curve(options, path), choose_policies(options.settings, table)
     if not table.complete:
-        return print_bounds(headline.bounded_numbers(table, curve, policies, estimate_match_rate(table)), options.json)
+        speeds = bounded_speeds(table, curve, policies, estimate_match_rate(table))
+        return print_bounds(bounded_numbers(speeds), options.json)
     speeds = headline.replay_all(build_bench(table, curve), policies)
     if options.json:
         print(json.dumps({policy: asdict(speeds.numbers(policy)) for policy in speeds.by_policy}))
