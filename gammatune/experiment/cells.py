@@ -141,27 +141,30 @@ class RunFolder:
 
 
 @contextmanager
-def hold_folder(path: Path):
-    """Make a folder and hold it against a second process; the lock goes with this process, however it ends."""
-    make_folder(path)
+def hold_folder(path: Path, choice: str = "results=FOLDER"):
+    """Make a folder and hold it against a second process; the lock goes with this process, however it ends.
+
+    Raises UserError where it cannot be written or is held; choice: the setting that names another folder.
+    """
+    make_folder(path, choice)
     with (path / "lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another process is already running {path}: wait for it, or choose another folder with results=FOLDER."
+                f"Another process is already running {path}: wait for it, or choose another folder with {choice}."
             ) from error
         yield
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, choice: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"Cannot write to {path} ({error.strerror}): choose another folder with results=FOLDER.") from error
+        raise UserError(f"Cannot write to {path} ({error.strerror}): choose another folder with {choice}.") from error
 
 
 def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFolder:

@@ -9,6 +9,7 @@ results/acceptance/<pair>-<tasks>-<hash>/
 
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,6 +97,7 @@ class Recorder:
             raise UserError(f"--gamma-max {gamma_max} must lie between 1 and 120.")
         self.config = config
         self.known = known or {}
+        self.answer_seconds = self.walk_seconds = 0.0
         self.questions = load_questions(config.tasks)
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
@@ -107,7 +109,7 @@ class Recorder:
 
     def run(self) -> Path:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
-        with hold_folder(self.recording.folder):
+        with hold_folder(self.recording.folder, "--out FOLDER"):
             if not self.recording.table.exists():
                 self.stamp()
             return self.recording.complete(self.questions.questions, self.record_question)
@@ -124,10 +126,24 @@ class Recorder:
         turns, answers = [], []
         for index in range(len(question.turns)):
             prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: index + 1], answers)
+            started = time.perf_counter()
             answered = self.answer(question, index, prompt)
-            answers.append(answer_text(self.pair.tokenizer, answered.output_ids))
+            walking = time.perf_counter()
             turns.append(trace_answer(self.runtime, answered, self.recording.facts["gamma_max"]))
+            self.answer_seconds += walking - started
+            self.walk_seconds += time.perf_counter() - walking
+            answers.append(answer_text(self.pair.tokenizer, answered.output_ids))
         return turns
+
+    def describe_times(self) -> str:
+        """What this session spent on the target's answers and on the draft beside them."""
+        if not self.answer_seconds:
+            return "Nothing was left to record."
+        whole = self.answer_seconds + self.walk_seconds
+        return (
+            f"Answers of the target {self.answer_seconds:.1f} s, the draft beside them {self.walk_seconds:.1f} s: "
+            f"{whole / self.answer_seconds:.2f} times the answers alone."
+        )
 
     def answer(self, question: Question, index: int, prompt: list[int]) -> Answered:
         known = self.known.get((question.question_id, index))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
@@ -20,6 +21,8 @@ from gammatune.report.tables import number, to_latex, to_markdown, write
 
 FILES = ("starts.csv", "headline.csv", "source.json")
 ENDS = ("lower", "mean", "upper")
+FACTS = {"source": str, "model_id": str, "schedule": str, "turns": int, "tokens": int, "unknown": float, "rate": float}
+REMAKE = "make it again with `python -m gammatune bounds`"
 KEYS = {"starts": ["ratio", "policy", "start"], "headline": ["ratio", "policy", "metric"]}
 
 
@@ -78,16 +81,31 @@ def store_bounds(frames: dict, source: dict, folder: Path) -> None:
 def read_bounds(folder: Path) -> tuple[dict, dict]:
     """(frames, source). Raises UserError for missing or damaged files."""
     try:
-        source = json.loads((folder / "source.json").read_text())
+        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         frames = {name: pd.read_csv(folder / f"{name}.csv") for name in KEYS}
-        missing = [n for n, frame in frames.items() if list(frame.columns) != [*KEYS[n], *ENDS]]
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} has no readable bounds ({error}): make them with `python -m gammatune bounds`."
-        ) from error
-    if missing:
-        raise UserError(f"{folder / missing[0]}.csv has other columns: make it again with `python -m gammatune bounds`.")
+        raise UserError(f"{folder} has no readable bounds ({error}): {REMAKE}.") from error
+    damages = [find_damage(frame, KEYS[name], f"{name}.csv") for name, frame in frames.items()]
+    if damage := next(filter(None, damages), None) or find_missing_fact(source):
+        raise UserError(f"{folder} is damaged ({damage}): {REMAKE}.")
     return frames, source
+
+
+def find_damage(frame: pd.DataFrame, keys: list[str], file: str) -> str | None:
+    """What keeps a frame from being shown, in words: every combination of its keys must have one row of numbers."""
+    if list(frame.columns) != [*keys, *ENDS]:
+        return f"{file} has other columns"
+    if frame.empty or frame.duplicated(keys).any() or len(frame) != frame[keys].nunique().prod():
+        return f"{file} has rows too many or too few"
+    if frame.isna().any(axis=None) or not all(is_numeric_dtype(frame[name]) for name in ("ratio", *ENDS)):
+        return f"{file} has cells that are no numbers"
+    return None
+
+
+def find_missing_fact(source) -> str | None:
+    known = source if isinstance(source, dict) else {}
+    missing = [name for name, kind in FACTS.items() if not isinstance(known.get(name), kind)]
+    return f"source.json has no usable {missing[0]}" if missing else None
 
 
 def write_bounds(folder: Path, out: Path) -> list[Path]:
@@ -116,8 +134,8 @@ def bounds_view(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 
 def describe_source(source: dict) -> str:
     return (
-        f"Source: {source['source']} ({source['model_id']}), {source['turns']} turns, {source['tokens']:,} tokens, schedule "
-        f"{source['schedule']}. Each cell: the {source['unknown']:.1%} unknown positions as mismatches / as matches at the "
-        f"estimated rate {source['rate']:.2f} / as matches. A ratio of two policies may fall as matches grow. Verification is "
-        "taken as flat."
+        f"Source: {source['source']} ({source['model_id']}), {source['turns']} turns, {source['tokens']:,} tokens, drafted "
+        f"by {source['schedule']}. Each cell: the {source['unknown']:.1%} unknown positions as mismatches / as matches at "
+        f"the estimated rate {source['rate']:.2f} / all as matches. A ratio of two policies may fall as matches grow. "
+        "Verification is taken as flat."
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.bench import Bench, build_bench, measure_speeds
@@ -50,10 +51,17 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """Replay what a folder with a table and its prices allows. Raises UserError for missing or damaged files."""
+    """Replay every policy over a folder's table at its prices. Raises UserError for missing or damaged files, and for a
+    table that was imported from a log, which cannot be replayed for all of them.
+    """
     table, curve = read_table(folder / TABLE_FILE), read_cost(folder / COST_FILE)
+    if not (table.watched and table.complete):
+        raise UserError(
+            f"{folder / TABLE_FILE} lacks draft signals or matches, as imported logs do: store its bounds with `python -m "
+            "gammatune bounds`, or record a table with `python -m gammatune record`."
+        )
     bench = build_bench(table, curve)
-    policies = {name: rule() for name, rule in POLICIES.items() if table.watched or not rule.watches_draft}
+    policies = {name: rule() for name, rule in POLICIES.items()}
     speeds = replay_all(bench, policies)
     return Study(
         facts=describe_table(table),
@@ -188,8 +196,8 @@ def order(speeds: Speeds) -> list[str]:
 def ranking_view(ranking: pd.DataFrame) -> pd.DataFrame:
     view = pd.DataFrame({"policy": ranking["policy"].map(policy_name)})
     for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed"):
-        triples = zip(*(ranking[f"{metric}{end}"] for end in ("", "_low", "_high")), strict=True)
-        view[metric.replace("_", " ")] = [f"{number(v)} {interval(low, high)}" for v, low, high in triples]
+        triple = ranking[[metric, f"{metric}_low", f"{metric}_high"]].set_axis(["value", "low", "high"], axis=1)
+        view[metric.replace("_", " ")] = cells(triple)
     for column in ("regret", "mean_accepted_tokens", "acceptance_rate", "drafted_per_round", "wasted_forwards"):
         view[column.replace("_", " ")] = ranking[column].map(number)
     return view

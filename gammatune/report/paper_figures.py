@@ -14,6 +14,7 @@ from gammatune.report.paper import ADAPTIVE, TUNABLE, Study
 
 CONTEXTS = (128, 1024)
 BOUNDED = ("fixed", "gammatune", "hf_heuristic")
+LABEL_GAP = 0.05
 
 
 def draw_study(study: Study, folder: Path) -> list[Path]:
@@ -73,7 +74,7 @@ def draw_ranking(ranking: pd.DataFrame) -> Figure:
     axis.barh(places, rows["value"] - 1, left=1, color=colours, height=0.66)
     axis.errorbar(rows["value"], places, xerr=spans, fmt="none", ecolor=style.INK, elinewidth=0.9)
     axis.set_yticks(places, [policy_name(name) for name in rows["policy"]])
-    axis.invert_yaxis()
+    axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.axvline(1, color=style.INK, linewidth=0.8)
     axis.set_xlabel("speed over the target alone (modelled; whiskers: 95 % interval)")
     return figure
@@ -87,20 +88,22 @@ def draw_starts(starts: pd.DataFrame) -> Figure:
         rows = starts[starts["policy"] == policy]
         marker = style.MARKERS.get(policy, "o")
         axis.plot(rows["start"], rows["over_autoregressive"], color=style.colour(policy), marker=marker, markersize=4)
-        last = rows.iloc[-1]
-        axis.annotate(
-            f" {policy_name(policy)}",
-            (last["start"], last["over_autoregressive"]),
-            color=style.colour(policy),
-            va="center",
-            fontsize=8,
-        )
     axis.axhline(1, color=style.INK, linewidth=0.8)
     axis.set_xticks(STARTS)
     axis.set_xlim(0, max(STARTS) + 6)
+    label_ends(axis, starts[starts["start"] == max(STARTS)].set_index("policy")["over_autoregressive"])
     axis.set_xlabel("starting gamma (fixed: the gamma)")
     axis.set_ylabel("speed over the target alone")
     return figure
+
+
+def label_ends(axis, ends: pd.Series) -> None:
+    """Name each line at its right end; names that would lie on one another move apart."""
+    gap = LABEL_GAP * np.ptp(axis.get_ylim())
+    below = -np.inf
+    for policy, end in ends.sort_values().items():
+        below = max(end, below + gap)
+        axis.text(max(STARTS) + 0.5, below, policy_name(policy), color=style.colour(policy), va="center", fontsize=8)
 
 
 def draw_sensitivity(sensitivity: pd.DataFrame) -> Figure:
@@ -135,27 +138,32 @@ def draw_prices(study: Study) -> Figure:
         )
         axis.plot(tokens, draft, dash, color=style.colour("gammatune_plus"), label=f"draft, k steps, context {context}")
     axis.set_xlabel("k")
-    axis.set_ylabel("ms")
+    axis.set_ylabel("milliseconds")
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure
 
 
 def draw_bounds(starts: pd.DataFrame, folder: Path) -> list[Path]:
+    """Draw `bounds`; returns the files written (PNG and SVG)."""
+    with matplotlib.rc_context(style.STYLE):
+        return style.save(draw_bounded_starts(starts), folder, "bounds")
+
+
+def draw_bounded_starts(starts: pd.DataFrame) -> Figure:
     """Speed by start at each cost ratio: the estimate as a line, the bounds of the unknown positions as a band."""
     ratios = list(dict.fromkeys(starts["ratio"]))
-    with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(2.7 * len(ratios), 3.0), layout="constrained")
-        axes = figure.subplots(1, len(ratios), squeeze=False)[0]
-        for axis, ratio in zip(axes, ratios, strict=True):
-            for policy in BOUNDED:
-                rows = starts[(starts["ratio"] == ratio) & (starts["policy"] == policy)]
-                ink = style.colour(policy)
-                axis.fill_between(rows["start"], rows["lower"], rows["upper"], color=ink, alpha=0.18, linewidth=0)
-                axis.plot(rows["start"], rows["mean"], color=ink, marker=".", label=policy_name(policy))
-            axis.axhline(1, color=style.INK, linewidth=0.8)
-            axis.set_title(f"T_target / T_draft = {ratio:g}")
-        axes[0].set_ylabel("speed over the target alone")
-        figure.supxlabel("starting gamma", fontsize=9)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(BOUNDED))
-        return style.save(figure, folder, "bounds")
+    figure = Figure(figsize=(2.7 * len(ratios), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(ratios), squeeze=False)[0]
+    for axis, ratio in zip(axes, ratios, strict=True):
+        for policy in BOUNDED:
+            rows = starts[(starts["ratio"] == ratio) & (starts["policy"] == policy)]
+            ink = style.colour(policy)
+            axis.fill_between(rows["start"], rows["lower"], rows["upper"], color=ink, alpha=0.18, linewidth=0)
+            axis.plot(rows["start"], rows["mean"], color=ink, marker=".", label=policy_name(policy))
+        axis.axhline(1, color=style.INK, linewidth=0.8)
+        axis.set_title(f"T_target / T_draft = {ratio:g}")
+        axis.set_xlabel("starting gamma")
+    axes[0].set_ylabel("speed over the target alone")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(BOUNDED))
+    return figure

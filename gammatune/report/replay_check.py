@@ -50,14 +50,16 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
 
 
 def compare_arm(arm: Arm, table: AcceptanceTable, logs: list[list[Round]], check: ReplayCheck) -> None:
-    """Turn by turn; what a policy carries over makes everything after another text another story."""
+    """Turn by turn. After another text, the question's later turns answer another prompt, and a policy that carries its
+    state over turns is in another one for the rest of that pass.
+    """
     expected = {(turn.question_id, turn.turn): (turn, log) for turn, log in zip(table.turns, logs, strict=True)}
-    strayed: set[int] = set()
+    carried, strayed = arm.settings.get("carry", "turn") != "turn", set()
     for logged in arm.turns:
         turn, log = expected[logged.question_id, logged.turn]
-        carried = arm.settings.get("carry", "turn") != "turn" and logged.repetition in strayed
-        if carried or logged.prompt_tokens != turn.prompt_tokens or logged.output_ids != turn.output_ids.tolist():
-            strayed.add(logged.repetition)
+        reach = (logged.repetition, None if carried else logged.question_id)
+        if reach in strayed or logged.prompt_tokens != turn.prompt_tokens or logged.output_ids != turn.output_ids.tolist():
+            strayed.add(reach)
             check.other_text += 1
             continue
         check.rounds += len(logged.rounds)

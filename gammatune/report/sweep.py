@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 
 from gammatune.errors import UserError
@@ -34,7 +35,7 @@ class Sweep:
 def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
     """policy.NAME.FIELD=v1,v2 words to (NAME, one dict of values per grid point), lists and ranges as Hydra writes them.
 
-    Raises UserError for another kind of word, for two policies, and for none.
+    Raises UserError for another kind of word, for two policies or none, and for a field that is named twice.
     """
     overrides = OverridesParser.create().parse_overrides(words)
     keys = [override.key_or_group.split(".") for override in overrides]
@@ -48,8 +49,21 @@ def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
             "A grid is over one policy's fields, such as policy.gammatune.eta=0.1,0.3 policy.gammatune.delta=1,2."
         )
     fields = [key[2] for key in keys]
-    values = [list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()] for o in overrides]
+    if len(set(fields)) < len(fields):
+        raise UserError("A grid names each field once: write all values of a field as policy.NAME.FIELD=VALUE,VALUE.")
+    values = [list_values(override, word) for override, word in zip(overrides, words, strict=True)]
     return names.pop(), [dict(zip(fields, point, strict=True)) for point in product(*values)]
+
+
+def list_values(override: Override, word: str) -> list:
+    """Raises UserError where there is nothing to list, such as interval(0,1) or an empty range."""
+    if override.is_choice_sweep() or override.is_range_sweep():
+        values = list(override.sweep_iterator())
+    else:
+        values = [] if override.is_sweep_override() else [override.value()]
+    if not values:
+        raise UserError(f"{word} lists no values: write policy.NAME.FIELD=VALUE,VALUE or range(START,STOP,STEP).")
+    return [value.text if isinstance(value, QuotedString) else value for value in values]
 
 
 def build_point(name: str, values: dict) -> Policy:

@@ -27,6 +27,7 @@ def add_verbs(verbs) -> None:
     read.add_argument(
         "--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=f"token budget of a turn (default: {MAX_NEW_TOKENS})"
     )
+    read.add_argument("--source", help="where the log comes from, named under its tables (default: the file's name)")
     read.add_argument("--out", type=Path, help="default: results/acceptance/FILE-SCHEDULE/acceptance.parquet")
     read.set_defaults(verb=read_answer_file)
     write = verbs.add_parser("export-answers", help="write a run as answer files for Spec-Bench's own evaluation scripts")
@@ -42,6 +43,7 @@ def read_answer_file(options: argparse.Namespace) -> int:
     if out.suffix != ".parquet":
         raise UserError(f"--out {out} must name a file that ends with .parquet.")
     table = import_answers(options.file, schedule)
+    table.facts["source"] = options.source or table.facts["source"]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(table, out)
     print(describe_import(table))

@@ -30,5 +30,8 @@ def record_table(options: argparse.Namespace) -> int:
     from gammatune.replay.known import read_known
 
     known = read_known(options.known) if options.known else None
-    print(Recorder(config, options.out, options.gamma_max, known).run())
+    recorder = Recorder(config, options.out, options.gamma_max, known)
+    path = recorder.run()
+    print(recorder.describe_times())
+    print(path)
     return 0

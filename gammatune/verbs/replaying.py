@@ -176,9 +176,20 @@ def print_bounds(numbers: dict, as_json: bool) -> int:
     return 0
 
 
+def prepare_csv(path: Path) -> None:
+    """Before the replay, not after it. Raises UserError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --csv.") from error
+
+
 def print_sweep(options: argparse.Namespace) -> int:
     path = find_table(options.table)
     name, points = parse_grid(options.settings)
+    if options.csv:
+        prepare_csv(options.csv)
     found = sweep_policy(build_bench(read_table(path), find_curve(options, path)), name, points)
     if options.csv:
         found.settings.to_csv(options.csv, index=False)

@@ -1,0 +1,190 @@
+"""The acceptance table on disk: what goes in comes out, and what is no table is refused in one sentence."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from replay.made_tables import contents, draw_table, make_turn
+
+from gammatune.errors import UserError
+from gammatune.replay.table import AcceptanceTable, join_tables, read_table, write_table
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "acceptance-table.md"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "acceptance.parquet"
+
+
+def write_and_read(table, folder):
+    write_table(table, folder / "acceptance.parquet")
+    return read_table(folder / "acceptance.parquet")
+
+
+def change_file(path, change):
+    """Rewrite a good file as change(arrow table)."""
+    write_table(draw_table(1), path)
+    pq.write_table(change(pq.read_table(path)), path)
+
+
+def put(content: pa.Table, name: str, values: list) -> pa.Table:
+    place = content.schema.get_field_index(name)
+    return content.set_column(place, content.schema.field(name), pa.array(values, content.schema.field(name).type))
+
+
+@given(st.integers(0, 10_000), st.booleans())
+def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched):
+    table = draw_table(seed, watched=watched)
+    again = write_and_read(table, tmp_path_factory.mktemp("table"))
+    assert contents(again) == contents(table)
+    assert again.facts == table.facts
+    assert (again.watched, again.complete, again.tokens) == (watched, True, sum(len(t.match) for t in table.turns))
+
+
+def test_an_imported_log_has_no_signals_no_ids_and_unknown_positions(tmp_path):
+    turn = replace(make_turn("1?01?", watched=False), output_ids=np.zeros(0, np.int32))
+    again = write_and_read(AcceptanceTable([turn], {"source": "log"}), tmp_path)
+    assert again.turns[0].match.tolist() == [1, -1, 0, 1, -1]
+    assert again.turns[0].signals is None and again.turns[0].tails is None
+    assert (len(again.turns[0].output_ids), again.turns[0].tokens, again.gamma_max) == (0, 5, 0)
+    assert not again.watched and not again.complete
+
+
+def test_one_turn_without_signals_makes_the_table_unwatched(tmp_path):
+    table = AcceptanceTable([make_turn("10"), make_turn("10", watched=False, turn=1)])
+    again = write_and_read(table, tmp_path)
+    assert not again.watched and again.turns[0].signals is not None
+    assert contents(again) == contents(table)
+
+
+def test_a_signal_takes_under_two_bytes_even_where_all_are_random(path):
+    table = draw_table(5, questions=100)
+    write_table(table, path)
+    signals = 3 * sum(turn.tokens + turn.tail_steps.sum() for turn in table.turns)
+    assert signals > 20_000
+    assert path.stat().st_size < 2 * signals + 15_000
+
+
+def test_columns_and_types_are_those_of_the_document(path):
+    write_table(draw_table(2), path)
+    schema = pq.read_table(path).schema
+    rows = re.findall(r"^\| `([^|]+)` \| ([^|]+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    told = {name.strip("`"): kind.strip() for names, kind in rows for name in names.split(", ")}
+    assert list(told) == schema.names
+    for name, kind in told.items():
+        found = schema.field(name).type
+        assert kind == (f"list of {found.value_type}" if pa.types.is_list(found) else str(found))
+
+
+def test_signals_are_whole_numbers_of_ten_thousandths(path):
+    table = AcceptanceTable([make_turn("10")])
+    table.turns[0].signals.entropy[:] = [0.1234, 10.5]
+    write_table(table, path)
+    assert pq.read_table(path)["entropy_x10000"].to_pylist() == [[1234, 105000]]
+
+
+def test_facts_stand_in_the_metadata_beside_the_schema_number(path):
+    write_table(AcceptanceTable([make_turn("1")], {"pair": "mine", "tasks": {"name": "qa"}}), path)
+    stored = json.loads(pq.read_schema(path).metadata[b"gammatune"])
+    assert stored == {"schema": 1, "pair": "mine", "tasks": {"name": "qa"}}
+
+
+def test_joined_parts_are_one_table_in_the_given_order():
+    first, second = draw_table(1), draw_table(2)
+    joined = join_tables([first, second], {"pair": "both"})
+    assert contents(joined) == contents(first) + contents(second)
+    assert joined.facts == {"pair": "both"}
+
+
+def test_a_failing_write_leaves_the_old_file(path):
+    old = draw_table(1)
+    write_table(old, path)
+    path.with_name(".acceptance.parquet.part").symlink_to("/dev/full")
+    with pytest.raises(OSError):
+        write_table(draw_table(2), path)
+    assert contents(read_table(path)) == contents(old)
+
+
+def test_a_missing_table_says_how_to_make_one(path):
+    with pytest.raises(UserError, match=r"^There is no acceptance table at .*: make one with `python -m gammatune record`"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all", b"\x00" * 100])
+def test_what_is_no_parquet_file_is_refused(path, content):
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no acceptance table or is damaged .*: delete it and make it again"):
+        read_table(path)
+
+
+def test_a_file_cut_anywhere_is_refused(path):
+    write_table(draw_table(1), path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 997):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            read_table(path)
+
+
+def test_another_parquet_file_is_refused(path):
+    pq.write_table(pa.table({"question_id": [1], "answer": ["yes"]}), path)
+    with pytest.raises(UserError, match="is no acceptance table"):
+        read_table(path)
+
+
+def test_a_newer_schema_is_refused(path):
+    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 2}'}))
+    with pytest.raises(UserError, match=r"newer gammatune \(schema 2, this one reads up to 1\): update gammatune"):
+        read_table(path)
+
+
+def test_a_table_of_nothing_is_refused(path):
+    write_table(AcceptanceTable([]), path)
+    with pytest.raises(UserError, match="holds no answers"):
+        read_table(path)
+
+
+DAMAGES = {
+    "metadata that is a number": lambda c: c.replace_schema_metadata({"gammatune": "3"}),
+    "metadata that is a list": lambda c: c.replace_schema_metadata({"gammatune": "[]"}),
+    "a schema number that is none": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": "one"}'}),
+    "a column too few": lambda c: c.drop_columns(["match"]),
+    "a column too many": lambda c: c.append_column("more", pa.array([1] * len(c))),
+    "another type": lambda c: c.set_column(c.schema.names.index("turn"), "turn", pa.array(["one"] * len(c))),
+    **{
+        f"no {name}": lambda c, name=name: put(c, name, [None, *c[name].to_pylist()[1:]])
+        for name in ("question_id", "finish", "match", "tail_steps", "top1_x10000", "tail_entropy_x10000")
+    },
+    "a match too few": lambda c: put(c, "match", [row[:-1] for row in c["match"].to_pylist()]),
+    "a match that is none": lambda c: put(c, "match", [[7] * len(row) for row in c["match"].to_pylist()]),
+    "a signal too many": lambda c: put(c, "margin_x10000", [[*row, 1] for row in c["margin_x10000"].to_pylist()]),
+    "a tail too many": lambda c: put(c, "tail_steps", [[*row, 1] for row in c["tail_steps"].to_pylist()]),
+    "tails too long": lambda c: put(c, "tail_top1_x10000", [[*r, 1] for r in c["tail_top1_x10000"].to_pylist()]),
+    "an id too many": lambda c: put(c, "output_ids", [[*row, 1] for row in c["output_ids"].to_pylist()]),
+    "more tokens than allowed": lambda c: put(c, "budget", [1] * len(c)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_lists_that_contradict_each_other_are_refused(path, damage):
+    change_file(path, DAMAGES[damage])
+    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: delete it and make it again"):
+        read_table(path)
+
+
+def test_the_example_of_the_document_runs(path, capsys):
+    code = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[1]
+    example = "results/acceptance/NAME/acceptance.parquet"
+    assert example in code
+    write_table(draw_table(3), path)
+    exec(compile(code.replace(example, str(path)), str(DOCUMENT), "exec"), {})
+    printed = r"\d+ rounds, \d\.\d\d tokens a round, \d+% of the drafted tokens accepted\n"
+    assert re.fullmatch(printed, capsys.readouterr().out)
