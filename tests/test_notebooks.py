@@ -1,14 +1,44 @@
-"""The shipped notebooks run from top to bottom on stored results, and carry no outputs."""
+"""The shipped notebooks run from top to bottom on stored results, without torch, and carry no outputs."""
 
+import os
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from report.stored import Recipe, store_run
+from report.stored_study import draw_study_table, import_log, store_bounded_log, store_study
+from test_cli import BLOCK
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-ONE_RUN = NOTEBOOKS / "01_one_run.ipynb"
+
+
+@pytest.fixture
+def execute(tmp_path, monkeypatch):
+    """execute(name) -> a notebook's outputs on the results in tmp_path."""
+    (tmp_path / "block").mkdir()
+    (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
+    monkeypatch.setenv("GAMMATUNE_RESULTS", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "block"), str(NOTEBOOKS.parent)]))
+
+    def run(name: str) -> "Outputs":
+        notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+        return Outputs([output for cell in notebook.cells for output in cell.get("outputs", [])])
+
+    return run
+
+
+class Outputs:
+    """What a notebook shows. text: printed; html, markdown: displayed; pictures: how many PNGs."""
+
+    def __init__(self, outputs: list):
+        self.text = "".join(output.get("text", "") for output in outputs if output.get("name") == "stdout")
+        data = [output.get("data", {}) for output in outputs]
+        self.html = "".join(each.get("text/html", "") for each in data)
+        self.markdown = "".join(each.get("text/markdown", "") for each in data)
+        self.pictures = sum("image/png" in each for each in data)
 
 
 @pytest.mark.parametrize("file", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda file: file.name)
@@ -17,16 +47,41 @@ def test_outputs_are_stripped(file):
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
 
-def test_one_run_shows_table_answer_and_figures(tmp_path, monkeypatch):
+def test_one_run_shows_table_answer_and_figures(execute, tmp_path):
     store_run(tmp_path / "runs" / "demo", Recipe(questions=2, repetitions=1))
-    monkeypatch.setenv("GAMMATUNE_RESULTS", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
-    notebook = nbformat.read(ONE_RUN, as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    text = "".join(output.get("text", "") for output in outputs)
-    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    html = "".join(output.get("data", {}).get("text/html", "") for output in outputs)
-    assert "GammaTune+" in text
-    assert "drafted and accepted" in html
-    assert len(pictures) == 4
+    shown = execute("01_one_run.ipynb")
+    assert "GammaTune+" in shown.text
+    assert "drafted and accepted" in shown.html
+    assert shown.pictures == 4
+
+
+def test_policies_shows_lanes_honesty_and_a_policy_of_ones_own(execute, tmp_path):
+    table = draw_study_table()
+    store_study(tmp_path / "acceptance" / "made", table)
+    shown = execute("02_policies.ipynb")
+    right = sum(int(turn.match.sum()) for turn in table.turns) / table.tokens
+    assert f"made: 24 questions, 30 answers, {table.tokens:,} tokens" in shown.text
+    assert re.search(rf"Over all positions the draft claims \d+% and is right {right:.0%} of the time", shown.text)
+    assert "One more draft token costs about" in shown.text
+    for words in ("top-1 probability", "gamma_now", "one more", "regret", "room for adapting", "Math"):
+        assert words in shown.html, words
+    assert shown.pictures == 3
+
+
+def test_paper_tables_shows_claim_tables_and_bounds(execute, tmp_path):
+    store_study(tmp_path / "reference" / "made")
+    store_bounded_log(tmp_path / "reference" / "log", import_log(tmp_path / "log.jsonl"))
+    shown = execute("03_paper_tables.ipynb")
+    assert "Pair made, 24 questions" in shown.text
+    assert "GammaTune: claimed 1.15 ± 0.05; here " in shown.text and "GammaTune+: claimed 1.16 ± 0.03; here " in shown.text
+    assert "SGLang walk: " in shown.text and "GammaTune+, tau: fastest at " in shown.text
+    assert "log, ratio 12: GammaTune " in shown.text
+    for words in ("paper's claim", "MT-Bench", "regret", "HF heuristic", "unknown positions"):
+        assert words in shown.markdown, words
+    assert shown.pictures == 6
+
+
+@pytest.mark.parametrize("name", ["02_policies.ipynb", "03_paper_tables.ipynb"])
+def test_without_a_study_a_notebook_says_how_to_make_one(execute, name):
+    with pytest.raises(Exception, match="There is no acceptance table at .*python -m gammatune record"):
+        execute(name)

@@ -127,7 +127,7 @@ WRONG = {
         "SVIP watches the draft, but this table has no draft signals",
     ),
     "a sweep without a grid": (["sweep", "TABLE", "--cost-ratio", 9], "A grid is over one policy's fields"),
-    "a sweep of a log": (["sweep", "LOG", "--cost-ratio", 9, "policy.fixed.gamma=1"], "whose match is unknown"),
+    "a sweep of a log": (["sweep", "LOG", "--cost-ratio", 9, "policy.fixed.gamma=1"], "match of some positions is unknown"),
     "a csv that cannot be written": (
         ["sweep", "TABLE", "--cost-ratio", 9, "policy.fixed.gamma=1,2", "--csv", "/dev/null/grid.csv"],
         "Cannot write /dev/null/grid.csv (File exists): name another file with --csv.",

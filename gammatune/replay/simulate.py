@@ -78,7 +78,7 @@ class Replay:
 def prepare(table: AcceptanceTable) -> list[Walk]:
     """Walks of all turns. Raises UserError where a match is unknown: fill_unknown decides those first."""
     if not table.complete:
-        raise UserError("This table has positions whose match is unknown: give bounds (fill_unknown) instead of one replay.")
+        raise UserError("The match of some positions is unknown: use `python -m gammatune headline`, which gives bounds.")
     return [prepare_turn(turn) for turn in table.turns]
 
 

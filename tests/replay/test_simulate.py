@@ -303,7 +303,7 @@ def test_a_watching_policy_on_a_table_without_signals_is_refused(name):
 
 
 def test_unknown_positions_are_refused():
-    with pytest.raises(UserError, match="positions whose match is unknown: give bounds"):
+    with pytest.raises(UserError, match="match of some positions is unknown"):
         prepare(unknown_table())
 
 
