@@ -1,6 +1,7 @@
 """Verbs that load a pair: they take the same key=value settings as run.py."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from gammatune.config import compose_config
@@ -32,6 +33,6 @@ def record_table(options: argparse.Namespace) -> int:
     known = read_known(options.known) if options.known else None
     recorder = Recorder(config, options.out, options.gamma_max, known)
     path = recorder.run()
-    print(recorder.describe_times())
+    print(recorder.describe_times(), file=sys.stderr)
     print(path)
     return 0
