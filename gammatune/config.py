@@ -19,7 +19,7 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.tasks.spec import TasksConfig
 
-RUNTIMES = ("eager",)
+RUNTIMES = ("eager", "compiled")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 

@@ -22,6 +22,7 @@ ALLOWED = {
     "models": BOTTOM | {"cache_dir"},
     "decoding": BOTTOM | LOADERS,
     "config": BOTTOM | LOADERS | {"decoding"},
+    "integrations": BOTTOM | LOADERS | {"decoding"},
     "replay": BOTTOM | LOADERS | {"decoding"},
     "experiment": BOTTOM | LOADERS | {"decoding", "config", "replay", ""},
     "report": BOTTOM | {"tasks", "policies", "replay"},

@@ -24,7 +24,7 @@ from gammatune.experiment.cost_fit import Samples, fit_prices
 from gammatune.experiment.provenance import describe_environment
 from gammatune.experiment.recording import table_facts
 from gammatune.models.pairs import Pair, load_pair
-from gammatune.models.runtime import PairRuntime, eager_runtime
+from gammatune.models.runtime import PairRuntime, build_runtime
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.cost import SCHEMA, CostCurve, curve_to_json
 from gammatune.tasks.specbench import load_questions
@@ -97,16 +97,16 @@ class CostRun:
             torch.set_num_threads(config.runtime.threads)
         pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
         self.plan = plan.fit(pair.context)
-        self.facts = self.describe(pair, questions.checksum)
         # Without an end of sequence no block is cut short, and every block length is met as often as planned
-        self.runtime: PairRuntime = eager_runtime(replace(pair, eos_ids=()))
+        self.runtime: PairRuntime = build_runtime(replace(pair, eos_ids=()), config.runtime.name)
+        self.facts = self.describe(pair, questions.checksum)
         self.text = repeat_text(pair.tokenizer, questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
 
     def describe(self, pair: Pair, checksum: str) -> dict:
         return {
             **table_facts(pair, self.config, checksum, self.plan.gamma_max),
-            "runtime": {"name": self.config.runtime.name, "threads": torch.get_num_threads()},
+            "runtime": {"name": self.runtime.name, "threads": torch.get_num_threads()},
             "contexts": list(self.plan.contexts),
             "repeats": self.plan.repeats,
             "unit": "ms",

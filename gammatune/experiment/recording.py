@@ -24,7 +24,7 @@ from gammatune.errors import UserError
 from gammatune.experiment.cells import content_hash, hold_folder, read_json, write_json
 from gammatune.experiment.provenance import describe_environment
 from gammatune.models.pairs import Pair, load_pair
-from gammatune.models.runtime import PairRuntime, eager_runtime
+from gammatune.models.runtime import PairRuntime, build_runtime, eager_runtime
 from gammatune.replay.known import confirm_answer
 from gammatune.replay.record import Answered, trace_answer
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
@@ -102,7 +102,8 @@ class Recorder:
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
         self.pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
-        self.runtime: PairRuntime = eager_runtime(self.pair)
+        self.runtime: PairRuntime = build_runtime(self.pair, config.runtime.name)
+        self.walker: PairRuntime = eager_runtime(self.pair)
         facts = table_facts(self.pair, config, self.questions.checksum, gamma_max)
         name = f"{self.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
         self.recording = Recording(out / name, facts)
@@ -129,7 +130,7 @@ class Recorder:
             started = time.perf_counter()
             answered = self.answer(question, index, prompt)
             walking = time.perf_counter()
-            turns.append(trace_answer(self.runtime, answered, self.recording.facts["gamma_max"]))
+            turns.append(trace_answer(self.walker, answered, self.recording.facts["gamma_max"]))
             self.answer_seconds += walking - started
             self.walk_seconds += time.perf_counter() - walking
             answers.append(answer_text(self.pair.tokenizer, answered.output_ids))

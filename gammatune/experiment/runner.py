@@ -18,7 +18,7 @@ from gammatune.experiment.provenance import describe_environment, measure_peaks
 from gammatune.experiment.recording import GAMMA_MAX, Recording, describe_work, record_answers, table_facts
 from gammatune.experiment.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.models.pairs import Pair, load_pair
-from gammatune.models.runtime import PairRuntime, eager_runtime
+from gammatune.models.runtime import PairRuntime, build_runtime, eager_runtime
 from gammatune.policies import POLICIES
 from gammatune.rounds import SCHEMA, TurnLog
 from gammatune.tasks.prompts import answer_text, build_prompt
@@ -46,7 +46,7 @@ class Runner:
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
         self.pair: Pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
-        self.runtime: PairRuntime = eager_runtime(self.pair)
+        self.runtime: PairRuntime = build_runtime(self.pair, config.runtime.name)
         name = f"{self.pair.name}-{config.tasks.name}"
         self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
 
@@ -55,7 +55,7 @@ class Runner:
         return {
             **describe_work(self.pair, self.config, self.questions.checksum),
             "runtime": {
-                "name": self.config.runtime.name,
+                "name": self.runtime.name,
                 "device": self.pair.device.type,
                 "dtype": str(self.pair.dtype).split(".")[-1],
                 "threads": self.config.runtime.threads,
@@ -226,7 +226,7 @@ class Runner:
         facts = table_facts(self.pair, self.config, self.questions.checksum, GAMMA_MAX)
         answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
         work = self.questions.questions, self.config.decode
-        record_answers(self.runtime, Recording(self.folder.path, facts), answers, work)
+        record_answers(eager_runtime(self.pair), Recording(self.folder.path, facts), answers, work)
 
 
 def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:

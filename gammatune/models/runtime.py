@@ -1,10 +1,12 @@
 """Forward passes over a KV cache: what the decoding loop knows of a model."""
 
+import sys
 from dataclasses import dataclass
 
 import torch
 from transformers import DynamicCache
 
+from gammatune.models.fused import FusedModel, why_not_fused
 from gammatune.models.pairs import Pair
 
 
@@ -40,12 +42,16 @@ class CachedModel:
 
 @dataclass
 class PairRuntime:
-    """A pair with a cache on each side. host_reads counts device-to-host transfers, each of which waits for the device."""
+    """A pair with a cache on each side. host_reads counts device-to-host transfers, each of which waits for the device.
+
+    name: "eager" or "compiled", what really runs.
+    """
 
     pair: Pair
-    target: CachedModel
-    draft: CachedModel
+    target: CachedModel | FusedModel
+    draft: CachedModel | FusedModel
     host_reads: int = 0
+    name: str = "eager"
 
     @property
     def device(self) -> torch.device:
@@ -72,3 +78,16 @@ class PairRuntime:
 def eager_runtime(pair: Pair) -> PairRuntime:
     """Plain transformers forward passes with growing caches."""
     return PairRuntime(pair, CachedModel(pair.target, pair.vocab_size), CachedModel(pair.draft, pair.vocab_size))
+
+
+def build_runtime(pair: Pair, name: str) -> PairRuntime:
+    """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form."""
+    if name == "eager":
+        return eager_runtime(pair)
+    reasons = {role: why_not_fused(model) for role, model in (("target", pair.target), ("draft", pair.draft))}
+    found = [f"{role}: {reason}" for role, reason in reasons.items() if reason]
+    if found:
+        print(f"gammatune: running eager, since this pair has no compiled form ({'; '.join(found)}).", file=sys.stderr)
+        return eager_runtime(pair)
+    target, draft = (FusedModel(model, pair.vocab_size, pair.context) for model in (pair.target, pair.draft))
+    return PairRuntime(pair, target, draft, name="compiled")

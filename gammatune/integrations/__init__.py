@@ -1,0 +1,1 @@
+"""Policies of this package inside the decoding loops of others."""
