@@ -116,7 +116,7 @@ class Recorder:
             return self.recording.complete(self.questions.questions, self.record_question)
 
     def stamp(self) -> None:
-        """Provenance of this session, on disk before the first forward."""
+        """Provenance of this call, on disk before the first forward."""
         write_json(self.recording.folder / "config.json", {"schema": SCHEMA, **self.recording.facts})
         path = self.recording.folder / "provenance.json"
         sessions = read_json(path)["sessions"] if path.exists() else []
@@ -137,7 +137,7 @@ class Recorder:
         return turns
 
     def describe_times(self) -> str:
-        """What this session spent on the target's answers and on the draft beside them."""
+        """What this call spent on the target's answers and on the draft beside them."""
         if not self.answer_seconds:
             return "Nothing was left to record."
         whole = self.answer_seconds + self.walk_seconds
