@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from gammatune.config import RunConfig
-from gammatune.decoding.loop import generate_autoregressive
+from gammatune.decoding.loop import Generation, generate_autoregressive
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.experiment.cells import content_hash, hold_folder, read_json, write_json
@@ -82,9 +82,12 @@ def describe_work(pair: Pair, config: RunConfig, checksum: str) -> dict:
     }
 
 
+def describe_place(pair: Pair) -> dict:
+    return {"device": pair.device.type, "dtype": str(pair.dtype).split(".")[-1]}
+
+
 def table_facts(pair: Pair, config: RunConfig, checksum: str, gamma_max: int) -> dict:
-    place = {"dtype": str(pair.dtype).split(".")[-1], "device": pair.device.type}
-    return {**describe_work(pair, config, checksum), **place, "gamma_max": gamma_max}
+    return {**describe_work(pair, config, checksum), **describe_place(pair), "gamma_max": gamma_max}
 
 
 class Recorder:
@@ -124,16 +127,9 @@ class Recorder:
         write_json(path, {"schema": SCHEMA, "sessions": [*sessions, here]})
 
     def record_question(self, question: Question) -> list[AcceptanceTurn]:
-        turns, answers = [], []
-        for index in range(len(question.turns)):
-            prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: index + 1], answers)
-            started = time.perf_counter()
-            answered = self.answer(question, index, prompt)
-            walking = time.perf_counter()
-            turns.append(trace_answer(self.walker, answered, self.recording.facts["gamma_max"]))
-            self.answer_seconds += walking - started
-            self.walk_seconds += time.perf_counter() - walking
-            answers.append(answer_text(self.pair.tokenizer, answered.output_ids))
+        started, answered = time.perf_counter(), self.answer_seconds
+        turns = trace_question(self.walker, self.recording, self.config.decode, question, self.answer)
+        self.walk_seconds += time.perf_counter() - started - (self.answer_seconds - answered)
         return turns
 
     def describe_times(self) -> str:
@@ -146,7 +142,8 @@ class Recorder:
             f"{whole / self.answer_seconds:.2f} times the answers alone."
         )
 
-    def answer(self, question: Question, index: int, prompt: list[int]) -> Answered:
+    def answer(self, question: Question, index: int, prompt: list[int]) -> Generation:
+        started = time.perf_counter()
         known = self.known.get((question.question_id, index))
         try:
             if known:
@@ -155,7 +152,8 @@ class Recorder:
                 made = generate_autoregressive(self.runtime, prompt, self.config.decode)
         except UserError as error:
             raise UserError(f"Question {question.question_id}: {error}") from error
-        return describe_answer(self.runtime, self.config.decode, (question, index), prompt, made)
+        self.answer_seconds += time.perf_counter() - started
+        return made
 
 
 def record_answers(runtime: PairRuntime, recording: Recording, answers: list[list[TurnLog]], work: tuple) -> Path:
@@ -163,16 +161,22 @@ def record_answers(runtime: PairRuntime, recording: Recording, answers: list[lis
     questions, decode = work
     logs = {turns[0].question_id: turns for turns in answers}
 
-    def trace(question: Question) -> list[AcceptanceTurn]:
-        said, turns = [], []
-        for log in logs[question.question_id]:
-            prompt = build_prompt(runtime.pair.chat_template, runtime.pair.tokenizer, question.turns[: log.turn + 1], said)
-            said.append(answer_text(runtime.pair.tokenizer, log.output_ids))
-            answered = describe_answer(runtime, decode, (question, log.turn), prompt, log)
-            turns.append(trace_answer(runtime, answered, recording.facts["gamma_max"]))
-        return turns
+    def look_up(question: Question, index: int, prompt: list[int]) -> TurnLog:
+        return logs[question.question_id][index]
 
-    return recording.complete(questions, trace)
+    return recording.complete(questions, lambda question: trace_question(runtime, recording, decode, question, look_up))
+
+
+def trace_question(walker: PairRuntime, recording: Recording, decode: DecodeConfig, question: Question, answer) -> list:
+    """All turns of a question [AcceptanceTurn]; answer(question, turn, prompt ids) -> a Generation or a TurnLog."""
+    pair, said, turns = walker.pair, [], []
+    for index in range(len(question.turns)):
+        prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[: index + 1], said)
+        made = answer(question, index, prompt)
+        said.append(answer_text(pair.tokenizer, made.output_ids))
+        answered = describe_answer(walker, decode, (question, index), prompt, made)
+        turns.append(trace_answer(walker, answered, recording.facts["gamma_max"]))
+    return turns
 
 
 def describe_answer(runtime: PairRuntime, decode: DecodeConfig, asked: tuple, prompt: list[int], made) -> Answered:

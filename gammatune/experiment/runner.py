@@ -15,7 +15,7 @@ from gammatune.errors import UserError
 from gammatune.experiment.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
 from gammatune.experiment.monitor import watch_machine
 from gammatune.experiment.provenance import describe_environment, measure_peaks
-from gammatune.experiment.recording import GAMMA_MAX, Recording, describe_work, record_answers, table_facts
+from gammatune.experiment.recording import GAMMA_MAX, Recording, describe_place, describe_work, record_answers, table_facts
 from gammatune.experiment.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.models.pairs import Pair, load_pair
 from gammatune.models.runtime import PairRuntime, build_runtime, eager_runtime
@@ -56,8 +56,7 @@ class Runner:
             **describe_work(self.pair, self.config, self.questions.checksum),
             "runtime": {
                 "name": self.runtime.name,
-                "device": self.pair.device.type,
-                "dtype": str(self.pair.dtype).split(".")[-1],
+                **describe_place(self.pair),
                 "threads": self.config.runtime.threads,
             },
             "seed": self.config.seed,
