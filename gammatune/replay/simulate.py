@@ -151,7 +151,7 @@ def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) ->
 
     This loop runs millions of times in a sweep: one Round is reused, and methods are looked up once.
     """
-    plan, observe, propose = policy.plan, policy.observe, propose_watched if policy.watches_draft else propose_blind
+    plan, observe = policy.plan, policy.observe
     context, drafted, accepted, forwards = (column.append for column in columns)
     finished, block, foresight = Round(0, 0, 0, 0, 0, "length", 0), Block(), policy.needs_foresight
     place, beyond, tokens, prompt = 0, 0, walk.tokens, walk.prompt_tokens
@@ -181,37 +181,27 @@ def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) ->
     return beyond
 
 
-def propose_blind(walk: Walk, place: int, planned: int, policy: Policy, block: Block) -> int:
-    """A block that nobody watches, cut where the draft ends the sequence or the budget does. Never leaves the table."""
+def propose(walk: Walk, place: int, planned: int, policy: Policy, block: Block) -> int:
+    """A block, cut where the policy stops it, the draft ends the sequence or the budget does.
+
+    1 where the policy could not be asked because the table ends, else 0.
+    """
     room = walk.budget - place - 1
     gamma = planned if planned < room else room
     matches = walk.matches[place]
     end = matches + walk.ends_after[place + matches]
-    drafted = gamma if gamma < end else end
-    block.drafted = block.forwards = drafted
-    block.accepted = matches if matches < drafted else drafted
-    block.stop = "eos" if drafted == end else "length" if drafted == planned else "budget"
-    return 0
-
-
-def propose_watched(walk: Walk, place: int, planned: int, policy: Policy, block: Block) -> int:
-    """The same, and the policy is asked after each token; 1 where it could not be asked because the table ends."""
-    room = walk.budget - place - 1
-    gamma = planned if planned < room else room
-    matches = walk.matches[place]
-    end = matches + walk.ends_after[place + matches]
-    limit = gamma if gamma < end else end
-    asked, unknown = ask_policy(walk, place, limit, policy, block.signal)
-    stopped = asked > 0
-    drafted = asked if stopped else limit
+    drafted, asked, unknown = gamma if gamma < end else end, 0, 0
+    if policy.watches_draft:
+        asked, unknown = ask_policy(walk, place, drafted, policy, block.signal)
+        drafted = asked or drafted
     block.forwards = drafted
-    if stopped and policy.stop_token == "exclude":
+    if asked and policy.stop_token == "exclude":
         drafted -= 1
         block.stop = "policy"
     elif drafted == end:
         block.stop = "eos"
     else:
-        block.stop = "length" if drafted == planned else "policy" if stopped else "budget"
+        block.stop = "length" if drafted == planned else "policy" if asked else "budget"
     block.drafted = drafted
     block.accepted = matches if matches < drafted else drafted
     return unknown
