@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test paper-tables figures notebooks lint clean
+.PHONY: help demo test paper-tables figures notebooks bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,12 @@ notebooks: $(BIN)/.installed ## execute the notebooks on stored results, into bu
 	mkdir -p build/notebooks && cp notebooks/*.ipynb build/notebooks
 	GAMMATUNE_RESULTS=$(CURDIR)/results $(BIN)/jupyter-execute --inplace build/notebooks/*.ipynb
 	@echo "Executed notebooks are in build/notebooks"
+
+bench: $(BIN)/.installed ## time this machine: against transformers, against memory, beside the forwards, replay
+	$(BIN)/python benchmarks/vs_transformers.py
+	$(BIN)/python benchmarks/roofline.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/replay_throughput.py
 
 lint: $(BIN)/.installed ## check style with ruff
 	$(BIN)/ruff check .

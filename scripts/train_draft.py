@@ -1,8 +1,9 @@
-"""Train the embedded draft model: corpus, teacher, train, evaluate, ship. Or measure the shipped one.
+"""Train the embedded draft model: corpus, teacher, train, ranking, evaluate, ship. Or measure the shipped one.
 
 Runs every step in order and skips what already exists in the work folder, so an interrupted run can simply
 be started again. ``python scripts/train_draft.py --specbench question.jsonl`` does everything on the CPU;
-``--device cuda`` uses a GPU. ``--steps train ship`` runs only the named steps. ``--steps measure`` measures the shipped
+``--device cuda`` uses a GPU. ``--steps train ship`` runs only the named steps. ``--steps ranking`` orders the tokens by
+how often the training shards have them, for a draft with a reduced head. ``--steps measure`` measures the shipped
 weights on Spec-Bench and needs nothing but the question file; the target first answers all questions, which takes
 about 15 minutes on two cores.
 """
@@ -18,15 +19,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from draft_training import batches, card, corpus, dataset, measure, specbench, student, teacher, train  # noqa: E402
+from draft_training import batches, card, corpus, dataset, measure, ranking, specbench, student, teacher, train  # noqa: E402
 from draft_training.fast_llama import FastLlama  # noqa: E402
 
-TRAINING = ("corpus", "teacher", "train", "evaluate", "ship")
+TRAINING = ("corpus", "teacher", "train", "ranking", "evaluate", "ship")
 STEPS = (*TRAINING, "measure")
 
 
@@ -113,6 +114,17 @@ def run_train(args: argparse.Namespace) -> None:
     )
     train.train(find_target(args), args.work / "shards", output, recipe, process_count(args))
     (output / "finished").touch()
+
+
+def run_ranking(args: argparse.Namespace) -> None:
+    """Count the tokens of the training shards, prompts and answers; never those of the held-out ones."""
+    vocab_size = AutoConfig.from_pretrained(find_target(args)).vocab_size
+    counts = card.count_shards(args.work / "shards", "train", vocab_size)
+    if not counts.sum():
+        raise SystemExit(f"{args.work / 'shards'} holds no training shards: run the step teacher first.")
+    args.output.mkdir(parents=True, exist_ok=True)
+    ranking.save_ranking(args.output / "token_ranking.npy", ranking.rank_tokens(counts))
+    print(card.describe_ranking(args.work / "shards", args.output))
 
 
 def stored_draft(args: argparse.Namespace) -> student.Draft:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from gammatune.decoding.clock import Clock
-from gammatune.decoding.sampling import Sampler, measure_thought
+from gammatune.decoding.sampling import GreedySampler, Sampler, make_sampler, measure_thought, name_tokens
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
 from gammatune.models.runtime import PairRuntime
@@ -34,10 +34,11 @@ class Generation:
 
 @dataclass
 class Proposal:
-    """A draft block: tokens [k] drawn from draft_probs [k, V]. dropped: whether the policy threw away one more token."""
+    """A draft block: tokens [k] (target ids) and, as the sampler writes them down, the distributions over the target's
+    vocabulary that they were drawn from. dropped: whether the policy threw away one more token."""
 
     tokens: torch.Tensor
-    draft_probs: torch.Tensor
+    draft_probs: torch.Tensor | None
     stopped: bool = False
     dropped: bool = False
     policy_ms: float = 0.0
@@ -53,7 +54,7 @@ class Turn:
 
     runtime: PairRuntime
     policy: Policy
-    sampler: Sampler
+    sampler: Sampler | GreedySampler
     committed: list[int]
     prompt_tokens: int
     limit: int
@@ -116,7 +117,7 @@ def start_turn(runtime: PairRuntime, prompt_ids: list[int], policy: Policy, deco
     return Turn(
         runtime=runtime,
         policy=policy,
-        sampler=Sampler(decode, runtime.device, seed),
+        sampler=make_sampler(decode, runtime.device, seed),
         committed=list(prompt_ids),
         prompt_tokens=len(prompt_ids),
         limit=min(len(prompt_ids) + decode.max_new_tokens, context),
@@ -134,6 +135,7 @@ def prefill(turn: Turn) -> None:
         turn.runtime.draft.forward(tokens, keep=1)
 
 
+@torch.inference_mode()
 def run_round(turn: Turn) -> None:
     """Plan, draft, verify, commit, learn."""
     asked = time.perf_counter()
@@ -163,16 +165,18 @@ def read_marks(turn: Turn) -> None:
 def propose(turn: Turn, gamma: int) -> Proposal:
     """Draft up to gamma tokens, stopping where the policy says so or where the draft ends the sequence."""
     runtime, sampler = turn.runtime, turn.sampler
-    block = Proposal(runtime.upload([]), torch.zeros(0, runtime.pair.vocab_size, device=runtime.device))
+    ids, vocab_size = runtime.draft.ids, runtime.pair.vocab_size
+    block = Proposal(runtime.upload([]), sampler.spread([], ids, vocab_size))
     if gamma <= 0:
         return block
     feed, tokens, probs = runtime.upload(turn.committed[runtime.draft.length :]), [], []
     while len(tokens) < gamma and not block.stopped:
-        logits = runtime.draft.forward(feed, keep=1)  # [1, V]
-        q = sampler.distribution(logits)  # [1, V]
-        feed = sampler.draw(q)  # [1]
+        logits = runtime.draft.forward(feed, keep=1)  # [1, N]
+        q = sampler.distribution(logits)
+        row = sampler.draw(q)  # [1]
+        feed = name_tokens(row, ids)
         if turn.policy.watches_draft:
-            block.stopped = not ask_policy(turn, block, (len(tokens), logits, q, feed))
+            block.stopped = not ask_policy(turn, block, (len(tokens), logits, q, row))
             if block.stopped and turn.policy.stop_token == "exclude":
                 block.dropped = True
                 break
@@ -181,7 +185,7 @@ def propose(turn: Turn, gamma: int) -> Proposal:
         if ends_sequence(turn, feed):
             break
     if tokens:
-        block.tokens, block.draft_probs = torch.cat(tokens), torch.cat(probs)
+        block.tokens, block.draft_probs = torch.cat(tokens), sampler.spread(probs, ids, vocab_size)
     return block
 
 
@@ -196,18 +200,17 @@ def ends_sequence(turn: Turn, token: torch.Tensor) -> bool:
 
 
 def ask_policy(turn: Turn, block: Proposal, seen: tuple) -> bool:
-    index, logits, draft_probs, token = seen
-    signal = read_signal(turn, index, logits, draft_probs[0, token])
+    signal = read_signal(turn, *seen)
     asked = time.perf_counter()
     keep = turn.policy.keep_drafting(signal)
     block.policy_ms += (time.perf_counter() - asked) * 1e3
     return keep
 
 
-def read_signal(turn: Turn, index: int, logits: torch.Tensor, drawn_with: torch.Tensor) -> DraftSignal:
-    """What the draft thought: logits [1, V], probability [1] that its token was drawn with. One host read."""
+def read_signal(turn: Turn, index: int, logits: torch.Tensor, q: torch.Tensor, row: torch.Tensor) -> DraftSignal:
+    """What the draft thought: logits [1, N], and row [1] drawn from the distribution q. One host read."""
     thought = measure_thought(logits)[0]  # [3]
-    chosen = thought[:1] if turn.sampler.config.greedy else drawn_with
+    chosen = thought[:1] if turn.sampler.greedy else q[0, row]
     top1, entropy, margin, chosen = turn.runtime.read(torch.cat([thought, chosen]))
     return DraftSignal.rounded(index, top1, entropy, margin, chosen)
 

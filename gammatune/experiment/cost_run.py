@@ -127,6 +127,7 @@ class CostRun:
 
     def warm_up(self) -> None:
         """One pass, unlogged: first calls pay for allocations and kernel choices."""
+        self.runtime.warm(self.plan.gamma_max, max(self.plan.contexts) + self.plan.room)
         order = random.Random(self.config.seed)
         self.measure_pass(min(self.plan.contexts), WatchingProbe(gammas=self.shuffle_gammas(order)), Samples())
 

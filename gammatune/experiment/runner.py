@@ -148,9 +148,16 @@ class Runner:
         """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
         prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
         prompt = prompt[-min(len(prompt), self.pair.context // 2) :]
+        self.runtime.warm(GAMMA_MAX, min(self.longest_text(), self.pair.context))
         for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
             decode = DecodeConfig(max_new_tokens=gamma + 2)
             generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)
+
+    def longest_text(self) -> int:
+        """Tokens of the longest question with all its answers."""
+        template, tokenizer, room = self.pair.chat_template, self.pair.tokenizer, self.config.decode.max_new_tokens
+        turns = [question.turns for question in self.questions.questions]
+        return max(len(build_prompt(template, tokenizer, said, [""] * (len(said) - 1))) + len(said) * room for said in turns)
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from gammatune.decoding.loop import stop_reason
-from gammatune.decoding.sampling import measure_thought
+from gammatune.decoding.sampling import find_best, measure_thought
 from gammatune.models.runtime import CachedModel
 from gammatune.policies import DraftSignal, Policy
 from gammatune.rounds import Round
@@ -109,7 +109,7 @@ class PolicyCandidates(CandidateGenerator):
         """One token [1] from scores [1, V], in sampling from torch's global generator as transformers itself draws."""
         if self.config.do_sample:
             return torch.multinomial(scores.softmax(dim=-1), num_samples=1)[:, 0]
-        return scores.argmax(dim=-1)
+        return find_best(scores)
 
     def read_signal(self, index: int, logits: torch.Tensor, scores: torch.Tensor, token: int) -> DraftSignal:
         top1, entropy, margin = measure_thought(logits)[0].tolist()

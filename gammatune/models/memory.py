@@ -15,12 +15,16 @@ PLANNED_TOKENS = 2048  # context that a run is assumed to fill when both caches 
 
 @dataclass(frozen=True)
 class Need:
-    """One model's demand. shared_embeddings: its embedding and head belong to another model and cost nothing here."""
+    """One model's demand. shared_embeddings: its embedding and head belong to another model and cost nothing here.
+
+    head: rows of a reduced output head, which is made beside the whole one (0: none).
+    """
 
     shape: Shape
     dtype: torch.dtype
     quantization: str | None = None
     shared_embeddings: bool = False
+    head: int = 0
 
 
 def head_dim(shape: Shape) -> int:
@@ -39,6 +43,7 @@ def weight_bytes(need: Need) -> int:
     matrices = shape.num_hidden_layers * layer_parameters(shape)
     norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
     tables = 0 if need.shared_embeddings else (1 if shape.tie_word_embeddings else 2) * shape.vocab_size * shape.hidden_size
+    tables += need.head * shape.hidden_size
     return matrices * (1 if need.quantization == "int8" else wide) + (norms + tables) * wide
 
 

@@ -2,19 +2,20 @@
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
+import numpy as np
 import torch
 from omegaconf import MISSING
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from gammatune.errors import UserError
-from gammatune.models import checkpoints, embedded, hub
+from gammatune.models import checkpoints, embedded, heads, hub
 from gammatune.models.checkpoints import Located
+from gammatune.models.devices import choose_device, choose_dtype
 from gammatune.models.memory import Need, require_memory
-from gammatune.models.spec import DTYPES, Checkpoint, PairConfig, Shape, one_of
+from gammatune.models.spec import Checkpoint, PairConfig, Shape
 from gammatune.models.tiny import BYTE_VOCAB, ByteTokenizer, TinySettings, build_tiny_models, llama_config, tiny_shape
 
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EMBEDDED_DRAFT = "embedded"
 
 
@@ -25,8 +26,9 @@ class Pair:
     chat_template: how prompts are rendered ("tokenizer", "vicuna", "llama-2", "plain"). eos_ids: every id that ends an
     answer (Llama 3 has several). vocab_size: rows that both output heads have; where a checkpoint pads its head to a
     round number, logits are cut to [..., :vocab_size], which drops padding only, because the tokenizers are equal and
-    every token of theirs has a row. context: positions that both models can address. random_weights: speed only,
-    its text means nothing. identity: what the weights are, for provenance and for the cell's hash.
+    every token of theirs has a row. draft_ids [N], rising, on the device: the target ids that the draft's head has rows for,
+    None where it has all. context: positions that both models can address. random_weights: speed only, its text means
+    nothing. identity: what the weights are, for provenance and for the cell's hash.
     """
 
     name: str
@@ -41,46 +43,35 @@ class Pair:
     vocab_size: int
     random_weights: bool = False
     identity: dict = field(default_factory=dict)
+    draft_ids: torch.Tensor | None = None
 
 
 def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None) -> Pair:
     """Load and check a pair. dtype: fp32, fp16 or bf16; None takes the config's own for that device.
 
     Raises UserError, before any weight is read or downloaded, when the pair cannot work: a checkpoint is missing, gated or
-    of another kind, the tokenizers differ, the memory does not suffice; and while loading, when a file is damaged.
+    of another kind, the tokenizers differ, the draft's ranking does not suit them, the memory does not suffice; and while
+    loading, when a file is damaged.
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(config, torch_device, dtype)
     if config.source == "tiny-random":
-        require_shapes(config)
-        pair = make_tiny_pair(config.name, config.target.shape, config.draft.shape, TinySettings())
-        return move(pair, torch_device, torch_dtype)
+        return build_tiny_pair(config, torch_device, torch_dtype)
     build = build_random_pair if config.weights == "random" else load_checkpoints
     return build(config, torch_device, torch_dtype)
 
 
-def choose_device(device: str) -> torch.device:
-    """auto is the GPU where there is one, else the CPU. Raises UserError for a device that torch does not know or have."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"The device {device} is not known: use cpu, cuda or cuda:N.") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"The device {device} is not supported: use cpu, cuda or cuda:N.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"The device {device} was asked for, but torch sees {torch.cuda.device_count()} CUDA GPUs here: "
-            "use one that exists, or cpu."
-        )
-    return chosen
+def reduce_draft(pair: Pair, head: int | None, ranking: np.ndarray | None) -> Pair:
+    """The pair with a draft that can say `head` tokens only: every end of an answer and the first of the ranking.
 
-
-def choose_dtype(config: PairConfig, device: torch.device, dtype: str | None) -> torch.dtype:
-    name = dtype or (config.cpu_dtype if device.type == "cpu" else config.dtype)
-    one_of("dtype", name, DTYPES)
-    return TORCH_DTYPES[name]
+    None leaves it whole. The given pair is not changed; all weights but the new head are shared with it. Raises UserError
+    when head is above the ranking's length or leaves no room for the ends.
+    """
+    if head is None:
+        return pair
+    rows = torch.from_numpy(heads.choose_rows(ranking, head, pair.eos_ids)).to(pair.device)
+    identity = pair.identity | {"draft_head": heads.identify(rows)}
+    return replace(pair, draft=freeze(heads.reduce_head(pair.draft, rows)), draft_ids=rows, identity=identity)
 
 
 def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtype) -> Pair:
@@ -91,7 +82,10 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
     tokenizer = checkpoints.load_tokenizer(target)
     if not borrowed:
         require_same_tokens(target, tokenizer, draft, checkpoints.load_tokenizer(draft))
-    needs = [need_of(target, dtype), replace(need_of(draft, dtype), shared_embeddings=borrowed)]
+    rows = target.config.vocab_size if borrowed else min(target.config.vocab_size, draft.config.vocab_size)
+    ranking = heads.find_ranking(config.draft, rows, draft.folder)
+    need = replace(need_of(draft, dtype), shared_embeddings=borrowed, head=config.draft.head or 0)
+    needs = [need_of(target, dtype), need]
     require_memory(config.name, needs, device)
     for located in (target, draft):
         if located.commit:
@@ -101,7 +95,7 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
         embedded.build_draft(target_model, draft.folder) if borrowed else checkpoints.load_model(draft, device, dtype)
     )
     identity = {"target": checkpoints.identify(target), "draft": checkpoints.identify(draft)}
-    return assemble(config, (target_model, draft_model), tokenizer, identity)
+    return reduce_draft(assemble(config, (target_model, draft_model), tokenizer, identity), config.draft.head, ranking)
 
 
 def locate_both(config: PairConfig) -> tuple[Located, Located]:
@@ -195,17 +189,18 @@ def build_random_pair(config: PairConfig, device: torch.device, dtype: torch.dty
             "model_pair.weights=random builds unquantised weights only: set model_pair.target.quantization=null."
         )
     roles = {"target": config.target, "draft": config.draft}
-    require_memory(config.name, [Need(role.shape, dtype) for role in roles.values()], device)
+    require_memory(config.name, [Need(role.shape, dtype, head=role.head or 0) for role in roles.values()], device)
     models = tuple(random_llama(role.shape, device, dtype) for role in roles.values())
     vocab_size = min(role.shape.vocab_size for role in roles.values())
     identity = {"source": "random", **{role: asdict(checkpoint.shape) for role, checkpoint in roles.items()}}
     tokenizer, template = random_tokenizer(config.target, vocab_size)
-    return replace(
+    pair = replace(
         assemble(config, models, tokenizer, identity),
         eos_ids=(tokenizer.eos_token_id,),
         random_weights=True,
         chat_template=template if config.chat_template == "tokenizer" else config.chat_template,
     )
+    return reduce_draft(pair, config.draft.head, heads.find_ranking(config.draft, vocab_size))
 
 
 def random_tokenizer(checkpoint: Checkpoint, vocab_size: int) -> tuple:
@@ -229,10 +224,23 @@ def require_shapes(config: PairConfig) -> None:
             raise UserError(f"model_pair.{role}.shape lacks {', '.join(lacking)}: weights made on the spot need every size.")
 
 
-def random_pair(seed: int = 0, noise: float = 0.4, vocab_size: int = BYTE_VOCAB, context: int = 512) -> Pair:
-    """A tiny random pair on the CPU in fp32; `noise` 0 makes draft and target the same model, see TinySettings."""
+def build_tiny_pair(config: PairConfig, device: torch.device, dtype: torch.dtype) -> Pair:
+    require_shapes(config)
+    pair = make_tiny_pair(config.name, config.target.shape, config.draft.shape, TinySettings())
+    ranking = heads.find_ranking(config.draft, pair.vocab_size)
+    return reduce_draft(move(pair, device, dtype), config.draft.head, ranking)
+
+
+def random_pair(
+    seed: int = 0, noise: float = 0.4, vocab_size: int = BYTE_VOCAB, context: int = 512, head: int | None = None
+) -> Pair:
+    """A tiny random pair on the CPU in fp32; `noise` 0 makes draft and target the same model, see TinySettings.
+
+    head: rows of the draft's output head, its end of sequence and others at random; None for all.
+    """
     shapes = tiny_shape(3, vocab_size, context), tiny_shape(1, vocab_size, context)
-    return make_tiny_pair("tiny-random", *shapes, TinySettings(seed, noise))
+    pair = make_tiny_pair("tiny-random", *shapes, TinySettings(seed, noise))
+    return reduce_draft(pair, head, heads.draw_ranking(vocab_size))
 
 
 def make_tiny_pair(name: str, target_shape: Shape, draft_shape: Shape, settings: TinySettings) -> Pair:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from gammatune.models.fused import FusedModel, why_not_fused
+from gammatune.models.graph_layers import why_not_graphed
+from gammatune.models.graphs import GraphedModel
+from gammatune.models.native import NativeModel, why_not_native
 from gammatune.models.pairs import Pair
 
 
@@ -14,11 +16,13 @@ class CachedModel:
     """One model and the tokens its cache holds. Batch size 1.
 
     `length` tokens are in the cache, always a prefix of the committed text; whoever feeds it sends what comes next.
+    ids [N]: the target ids that its head has rows for, where it has not one for each; vocab_size is then N.
     """
 
-    def __init__(self, model: torch.nn.Module, vocab_size: int):
+    def __init__(self, model: torch.nn.Module, vocab_size: int, ids: torch.Tensor | None = None):
         self.model = model
-        self.vocab_size = vocab_size
+        self.ids = ids
+        self.vocab_size = vocab_size if ids is None else len(ids)
         self.reset()
 
     def reset(self) -> None:
@@ -48,8 +52,8 @@ class PairRuntime:
     """
 
     pair: Pair
-    target: CachedModel | FusedModel
-    draft: CachedModel | FusedModel
+    target: CachedModel | NativeModel | GraphedModel
+    draft: CachedModel | NativeModel | GraphedModel
     host_reads: int = 0
     name: str = "eager"
 
@@ -66,6 +70,13 @@ class PairRuntime:
         self.target.reset()
         self.draft.reset()
 
+    def warm(self, gamma_max: int, context: int) -> None:
+        """Record what the device replays, for blocks up to gamma_max and texts up to `context` tokens; then no round pays
+        for it. No effect where nothing is recorded."""
+        if isinstance(self.target, GraphedModel):
+            self.target.warm(range(1, gamma_max + 2), context=context)
+            self.draft.warm((1, 2), keep=1, context=context)
+
     def upload(self, tokens: list[int]) -> torch.Tensor:
         return torch.tensor(tokens, dtype=torch.long, device=self.device)
 
@@ -77,17 +88,20 @@ class PairRuntime:
 
 def eager_runtime(pair: Pair) -> PairRuntime:
     """Plain transformers forward passes with growing caches."""
-    return PairRuntime(pair, CachedModel(pair.target, pair.vocab_size), CachedModel(pair.draft, pair.vocab_size))
+    target, draft = CachedModel(pair.target, pair.vocab_size), CachedModel(pair.draft, pair.vocab_size, pair.draft_ids)
+    return PairRuntime(pair, target, draft)
 
 
 def build_runtime(pair: Pair, name: str) -> PairRuntime:
     """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form."""
     if name == "eager":
         return eager_runtime(pair)
-    reasons = {role: why_not_fused(model) for role, model in (("target", pair.target), ("draft", pair.draft))}
+    compiled, why_not = (GraphedModel, why_not_graphed) if pair.device.type == "cuda" else (NativeModel, why_not_native)
+    reasons = {role: why_not(model) for role, model in (("target", pair.target), ("draft", pair.draft))}
     found = [f"{role}: {reason}" for role, reason in reasons.items() if reason]
     if found:
         print(f"gammatune: running eager, since this pair has no compiled form ({'; '.join(found)}).", file=sys.stderr)
         return eager_runtime(pair)
-    target, draft = (FusedModel(model, pair.vocab_size, pair.context) for model in (pair.target, pair.draft))
+    target = compiled(pair.target, pair.vocab_size, pair.context)
+    draft = compiled(pair.draft, pair.vocab_size, pair.context, pair.draft_ids)
     return PairRuntime(pair, target, draft, name="compiled")

@@ -35,6 +35,8 @@ class Checkpoint:
 
     id: hub repository. revision: commit or branch, only where known. path: a local folder that replaces the hub.
     quantization: null or int8 (needs the [int8] extra). gated: whether the hub asks for a licence first.
+    head: of a draft only, how many tokens it can say: the most frequent ones, null for all. ranking: of a draft only, a .npy
+    file with token ids by falling frequency; null takes token_ranking.npy in the draft's folder.
     """
 
     id: str = MISSING
@@ -42,6 +44,8 @@ class Checkpoint:
     path: str | None = None
     quantization: str | None = None
     gated: bool = False
+    head: int | None = None
+    ranking: str | None = None
     shape: Shape = field(default_factory=Shape)
 
 
@@ -66,6 +70,19 @@ class PairConfig:
         one_of("model_pair.weights", self.weights, WEIGHTS)
         for role in (self.target, self.draft):
             one_of("model_pair.*.quantization", role.quantization, QUANTIZATIONS)
+        refuse_heads(self.target, self.draft)
+
+
+def refuse_heads(target: Checkpoint, draft: Checkpoint) -> None:
+    """Raises UserError for a head without rows, and for a reduced head anywhere but on the draft."""
+    for key in ("head", "ranking"):
+        if getattr(target, key) is not None:
+            raise UserError(
+                f"model_pair.target.{key}={getattr(target, key)} would change the answers: set it to null, and "
+                f"model_pair.draft.{key} for a smaller draft."
+            )
+    if draft.head is not None and draft.head < 1:
+        raise UserError(f"model_pair.draft.head={draft.head} must be 1 or more (or null for all tokens).")
 
 
 def one_of(key: str, value, choices) -> None:

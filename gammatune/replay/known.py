@@ -21,10 +21,12 @@ BLOCK = 24
 class KnownText:
     """Stands where a draft model stands: its next token is the known one. Batch size 1."""
 
+    ids = None  # its rows are the target's own ids
+
     def __init__(self, vocab_size: int, prompt_tokens: int, ids: list[int]):
         self.vocab_size = vocab_size
         self.prompt_tokens = prompt_tokens
-        self.ids = [token if 0 <= token < vocab_size else 0 for token in ids]  # another tokenizer's ids are wrong, no more
+        self.text = [token if 0 <= token < vocab_size else 0 for token in ids]  # another tokenizer's ids are wrong, no more
         self.reset()
 
     def reset(self) -> None:
@@ -35,7 +37,7 @@ class KnownText:
         self.length += tokens.shape[0]
         place = self.length - self.prompt_tokens
         logits = torch.zeros(1, self.vocab_size, device=tokens.device)
-        logits[0, self.ids[place] if 0 <= place < len(self.ids) else 0] = 1.0
+        logits[0, self.text[place] if 0 <= place < len(self.text) else 0] = 1.0
         return logits
 
     def crop(self, length: int) -> None:

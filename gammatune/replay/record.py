@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gammatune.decoding.sampling import measure_thought
+from gammatune.decoding.sampling import find_best, measure_thought, name_tokens
 from gammatune.models.runtime import CachedModel, PairRuntime
 from gammatune.policies.base import SIGNAL_DIGITS
 from gammatune.replay.table import AcceptanceTurn, Signals
@@ -66,8 +66,8 @@ def walk_answer(runtime: PairRuntime, answered: Answered) -> tuple[torch.Tensor,
         draft.forward(tokens[:first], keep=1)
     choices, thoughts = [], []
     for chunk in tokens[first:-1].split(CHUNK):
-        logits = draft.forward(chunk, keep=chunk.shape[0])  # [chunk, V]
-        choices.append(logits.argmax(dim=-1))
+        logits = draft.forward(chunk, keep=chunk.shape[0])  # [chunk, N]
+        choices.append(name_tokens(find_best(logits), draft.ids))
         thoughts.append(measure_thought(logits))
     return torch.cat(choices), torch.cat(thoughts)
 
@@ -85,8 +85,8 @@ def walk_tails(runtime: PairRuntime, answered: Answered, wrong: torch.Tensor, to
     tails = Tails(runtime.draft, len(answered.prompt_ids))
     steps, rows, thoughts = torch.zeros_like(wrong), [], []
     while alive.shape[0]:
-        logits = tails.step(tokens[alive], wrong[alive], alive)  # [alive, V]
-        tokens[alive] = logits.argmax(dim=-1)
+        logits = tails.step(tokens[alive], wrong[alive], alive)  # [alive, N]
+        tokens[alive] = name_tokens(find_best(logits), runtime.draft.ids)
         rows.append(alive)
         thoughts.append(measure_thought(logits))
         steps[alive] += 1
@@ -109,7 +109,7 @@ class Tails:
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor, wrong: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Feed one token per continuation [a], which left the text at answer position wrong [a]; logits [a, V]."""
+        """Feed one token per continuation [a], which left the text at answer position wrong [a]; logits [a, N]."""
         seen = self.prompt_tokens + wrong  # tokens of the text that each continuation follows
         self.owners = torch.cat([self.owners.to(owner.device), owner])
         text = torch.arange(self.text, device=owner.device)[None] < seen[:, None]

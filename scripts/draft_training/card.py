@@ -6,7 +6,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from .corpus import PACKAGES
+from .ranking import count_tokens, cover, describe_counts
+from .teacher import load_samples
 
 TEMPLATE = Path(__file__).parent / "card_template.md"
 
@@ -53,6 +57,20 @@ def data_counts(shards: Path) -> tuple[Counter, str]:
     return total, table(["kind", "prompts", "answer tokens", "prompt tokens"], rows)
 
 
+def count_shards(shards: Path, split: str, vocab_size: int) -> np.ndarray:
+    """How often each id (V,) occurs in the prompts and answers of a split's shards."""
+    paths = sorted(shards.glob(f"{split}-*.pt"))
+    return count_tokens((sample.ids for path in paths for sample in load_samples(path)), vocab_size)
+
+
+def describe_ranking(shards: Path, output: Path) -> str:
+    """What the ranking in ``output`` was counted from, and how much of the held-out shards it covers."""
+    ranking = np.load(output / "token_ranking.npy")
+    train, dev = (count_shards(shards, split, len(ranking)) for split in ("train", "dev"))
+    held_out = ", ".join(f"{share:.2%}" for share in cover(ranking, dev).values())
+    return f"{describe_counts(ranking, train)} Of the {dev.sum():,} held-out tokens, not counted: {held_out}."
+
+
 def write_card(work: Path, run: Path, output: Path, machine: str) -> None:
     """Write ``README.md`` beside the shipped weights."""
     evaluation = json.loads((run / "evaluation.json").read_text())
@@ -81,6 +99,7 @@ def write_card(work: Path, run: Path, output: Path, machine: str) -> None:
         "reliability": reliability_table(evaluation),
         "sources": "\n".join(f"- `{name}`: {text}" for name, text in PACKAGES.items()),
         "data": data,
+        "ranking": describe_ranking(work / "shards", output),
         "dropped": total["dropped"],
         "prompts": total["prompts"] + total["dropped"],
         "tokens": last["tokens"] / 1e6,

@@ -22,9 +22,9 @@ def runtime(request):
     return make_runtime(seed=1, noise=request.param)
 
 
-def make_runtime(seed: int, noise: float, ends: tuple[int, ...] = (9, 17)):
+def make_runtime(seed: int, noise: float, ends: tuple[int, ...] = (9, 17), head: int | None = None):
     """A tiny pair whose answers end at one of `ends`: two tokens of forty, so that ends are common; () never ends."""
-    runtime = eager_runtime(random_pair(seed=seed, noise=noise, vocab_size=40))
+    runtime = eager_runtime(random_pair(seed=seed, noise=noise, vocab_size=40, head=head))
     runtime.pair.eos_ids = ends
     return runtime
 
@@ -63,6 +63,49 @@ def test_every_policy_gives_the_targets_own_ids(runtime, name, seed, gamma, budg
     assert sum(r.emitted for r in made.rounds) == len(made.output_ids)
 
 
+REDUCED = {head: make_runtime(seed=1, noise=0.1, head=head) for head in (1, 12, 33, 40)}
+
+
+@pytest.mark.parametrize("name", LIVE)
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    gamma=st.sampled_from(STARTS),
+    budget=st.integers(1, 40),
+    head=st.sampled_from(list(REDUCED)),
+)
+def test_so_it_does_with_a_draft_that_lacks_tokens(name, seed, gamma, budget, head):
+    runtime, prompt = REDUCED[head], prompt_of(seed)
+    made = generate_speculative(runtime, prompt, make_policy(name, gamma), DecodeConfig(max_new_tokens=budget))
+    assert made.output_ids == transformers_greedy(runtime, prompt, budget)
+    said = set(runtime.draft.ids.tolist())
+    assert len(said) == head
+    for r in made.rounds:
+        start = r.context - len(prompt)
+        assert said.issuperset(made.output_ids[start : start + r.accepted])
+
+
+def test_a_head_with_all_rows_drafts_as_the_whole_one():
+    whole, reduced = make_runtime(seed=1, noise=0.1), REDUCED[40]
+    for seed in range(8):
+        made = [
+            generate_speculative(each, prompt_of(seed), POLICIES["gammatune_plus"](tau=0.1), DecodeConfig(max_new_tokens=30))
+            for each in (whole, reduced)
+        ]
+        assert [r.counts() for r in made[0].rounds] == [r.counts() for r in made[1].rounds]
+
+
+def test_a_smaller_head_is_right_less_often():
+    accepted = []
+    for head in (12, 33, 40):
+        made = [
+            generate_speculative(REDUCED[head], prompt_of(seed), POLICIES["fixed"](gamma=4), DecodeConfig(max_new_tokens=30))
+            for seed in range(10)
+        ]
+        accepted.append(sum(r.accepted for generation in made for r in generation.rounds))
+    assert 0 < accepted[0] < accepted[1] < accepted[2]
+
+
 def test_exact_length_for_every_budget_and_gamma():
     runtime = make_runtime(seed=3, noise=0.1, ends=())
     prompt = prompt_of(5)
@@ -90,9 +133,10 @@ def test_output_ends_at_the_first_end_of_sequence():
     assert seen_in_block > 5
 
 
-def test_same_ids_when_reading_a_token_is_not_free(monkeypatch):
+@pytest.mark.parametrize("head", [None, 33])
+def test_same_ids_when_reading_a_token_is_not_free(monkeypatch, head):
     """On a device that runs ahead, length-only policies draft on past an end of sequence; rounds must not change."""
-    runtime = make_runtime(seed=2, noise=0.1)
+    runtime = make_runtime(seed=2, noise=0.1, head=head)
     decode, free = DecodeConfig(max_new_tokens=30), []
     for seed in range(20):
         free.append(generate_speculative(runtime, prompt_of(seed), POLICIES["fixed"](gamma=6), decode))
@@ -107,8 +151,9 @@ def test_same_ids_when_reading_a_token_is_not_free(monkeypatch):
     assert any(r.stop == "eos" for generation in free for r in generation.rounds)
 
 
-def test_a_policy_that_watches_costs_one_more_read_per_drafted_token(monkeypatch):
-    runtime = make_runtime(seed=2, noise=0.1, ends=())
+@pytest.mark.parametrize("head", [None, 33])
+def test_a_policy_that_watches_costs_one_more_read_per_drafted_token(monkeypatch, head):
+    runtime = make_runtime(seed=2, noise=0.1, ends=(), head=head)
     monkeypatch.setattr(type(runtime), "reads_are_free", False)
     made = generate_speculative(
         runtime, prompt_of(1), POLICIES["hf_confidence"](threshold=0.0, gamma=4), DecodeConfig(max_new_tokens=20)

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gammatune.decoding import sampling
 from gammatune.decoding.loop import generate_speculative
-from gammatune.decoding.sampling import Sampler
+from gammatune.decoding.sampling import GreedySampler, Sampler, find_best, make_sampler, measure_thought
 from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import random_pair
 from gammatune.models.runtime import eager_runtime
@@ -17,11 +20,21 @@ VOCAB = 8
 DRAWS = 1500
 
 
-@pytest.fixture(scope="module")
-def runtime():
-    runtime = eager_runtime(random_pair(seed=5, noise=0.6, vocab_size=VOCAB, context=64))
+def make_runtime(head: int | None = None):
+    runtime = eager_runtime(random_pair(seed=5, noise=0.6, vocab_size=VOCAB, context=64, head=head))
     runtime.pair.eos_ids = ()
     return runtime
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    return make_runtime()
+
+
+@pytest.fixture(scope="module")
+def reduced():
+    """A draft that can say four of eight tokens."""
+    return make_runtime(head=4)
 
 
 def exact_pairs(runtime, prompt: list[int], decode: DecodeConfig) -> np.ndarray:
@@ -66,6 +79,24 @@ def test_sampled_output_has_the_targets_distribution(runtime, name, options):
     assert p_value(runtime, policy, decode) > 1e-6
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("fixed", {}), ("gammatune_plus", {"temperature": 0.7, "top_p": 0.9})], ids=str
+)
+def test_so_it_has_with_a_draft_that_lacks_tokens(reduced, name, options):
+    decode = DecodeConfig(max_new_tokens=2, **{"temperature": 1.0} | options)
+    policy = POLICIES[name](gamma=1, **({"tau": 0.3} if name == "gammatune_plus" else {}))
+    expected = exact_pairs(reduced, [5, 6, 7], decode).reshape(VOCAB, VOCAB).sum(axis=1)
+    assert np.delete(expected, reduced.draft.ids).sum() > 0.1, "the target must like tokens that the draft cannot say"
+    assert p_value(reduced, policy, decode) > 1e-6
+
+
+def test_a_draft_distribution_that_is_spread_wrong_is_noticed(reduced, monkeypatch):
+    """Negative control: the draft's probabilities under the first ids in place of its own."""
+    spread = Sampler.spread
+    monkeypatch.setattr(Sampler, "spread", lambda self, block, ids, size: spread(self, block, torch.arange(len(ids)), size))
+    assert p_value(reduced, POLICIES["fixed"](gamma=1), DecodeConfig(max_new_tokens=2, temperature=1.0)) < 1e-6
+
+
 def test_leaving_out_the_residual_is_noticed(runtime, monkeypatch):
     """Negative control: after a rejection draw from p instead of max(p - q, 0)."""
     monkeypatch.setattr(sampling, "residual", lambda target_probs, draft_probs: target_probs)
@@ -94,11 +125,75 @@ def test_judge_matches_the_rule_on_given_distributions():
     assert accepted / 40_000 == pytest.approx(float(torch.minimum(p, q).sum()), abs=0.015)
 
 
-def test_greedy_is_one_hot_sampling():
-    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    sampler = Sampler(DecodeConfig(), torch.device("cpu"))
-    probs = sampler.distribution(logits)
-    assert torch.equal(probs.sum(-1), torch.ones(3)) and torch.equal(sampler.draw(probs), logits.argmax(-1))
+class OneHot(Sampler):
+    """Greedy decoding written out: rows of probabilities with a one in each."""
+
+    def distribution(self, logits):
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 10**6), drafted=st.integers(0, 6), vocab=st.integers(2, 9), head=st.integers(1, 9))
+def test_greedy_is_one_hot_sampling(seed, drafted, vocab, head):
+    """The same draws and verdicts from places as from one-hot rows; few different logits, so that many are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randperm(vocab, generator=generator)[: min(head, vocab)].sort().values
+    draft_logits = [torch.randint(0, 3, (1, len(ids)), generator=generator).float() for _ in range(drafted)]
+    target_logits = torch.randint(0, 3, (drafted + 1, vocab), generator=generator).float()
+    verdicts = []
+    for sampler in (GreedySampler(), OneHot(DecodeConfig(temperature=1.0), torch.device("cpu"), seed)):
+        block = [sampler.distribution(logits) for logits in draft_logits]
+        tokens = torch.cat([ids[:0], *(ids[sampler.draw(q)] for q in block)])
+        verdict = sampler.judge(sampler.distribution(target_logits), sampler.spread(block, ids, vocab), tokens)
+        verdicts.append((tokens.tolist(), verdict.tolist()))
+    assert verdicts[0] == verdicts[1]
+
+
+def test_the_config_chooses_the_sampler():
+    kinds = [type(make_sampler(DecodeConfig(temperature=t), torch.device("cpu"))) for t in (0.0, 0.5)]
+    assert kinds == [GreedySampler, Sampler]
+
+
+class CountReads(TorchDispatchMode):
+    """Counts single values taken to the host, each of which makes a GPU wait."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_verdict_reads_nothing_to_the_host(temperature):
+    sampler = make_sampler(DecodeConfig(temperature=temperature, top_k=5, top_p=0.9), torch.device("cpu"))
+    with CountReads() as counted:
+        block = [sampler.distribution(torch.randn(1, 20)) for _ in range(3)]
+        tokens = torch.cat([sampler.draw(q) for q in block])
+        draft_probs = sampler.spread(block, None, 20)
+        sampler.judge(sampler.distribution(torch.randn(4, 20)), draft_probs, tokens)
+        assert counted.reads == 0
+        tokens[tokens[0] * 0].item()
+    assert counted.reads == 2, "an index without dimensions and a value asked for are both reads"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6), rows=st.integers(1, 4), vocab=st.integers(2, 300), scale=st.sampled_from([0.0, 1.0, 30.0])
+)
+def test_thoughts_are_what_they_are_called(seed, rows, vocab, scale):
+    """Bit for bit what the plain formulas give: stored tables must replay as they were recorded. Equal logits included."""
+    logits = (torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale).round(decimals=1)
+    log_probs = logits.log_softmax(dim=-1)
+    probs = log_probs.exp()
+    top = probs.topk(2, dim=-1).values
+    entropy = -(probs * log_probs).nan_to_num().sum(dim=-1)
+    assert torch.equal(measure_thought(logits), torch.stack([top[:, 0], entropy, top[:, 0] - top[:, 1]], dim=-1))
+    assert torch.equal(find_best(logits), torch.stack([(row == row.max()).nonzero()[0, 0] for row in logits]))
+
+
+def test_a_draft_with_one_token_is_sure_of_it():
+    assert measure_thought(torch.tensor([[3.0]])).tolist() == [[1.0, 0.0, 1.0]]
 
 
 def test_warping_matches_transformers():

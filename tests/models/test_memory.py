@@ -30,6 +30,8 @@ def test_weight_bytes_are_those_of_the_built_model(shape, dtype):
     assert weight_bytes(Need(shape, dtype)) == sum(p.numel() * p.element_size() for p in model.parameters())
     shared = sum(p.numel() * p.element_size() for p in model.model.parameters()) - model.model.embed_tokens.weight.nbytes
     assert weight_bytes(Need(shape, dtype, shared_embeddings=True)) == shared
+    head = torch.nn.Linear(shape.hidden_size, 50, bias=False, dtype=dtype)
+    assert weight_bytes(Need(shape, dtype, shared_embeddings=True, head=50)) == shared + head.weight.nbytes
 
 
 def test_a_7b_model_has_its_published_size():

@@ -41,28 +41,32 @@ class ScriptedOracle(Oracle):
         return next(self.script)
 
 
-def make_runtime(noise: float, ends: tuple[int, ...] = (9, 17)):
-    """A tiny pair whose draft is the target with noise; two tokens of forty end the sequence, so that ends are common."""
-    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40))
+def make_runtime(noise: float, head: int | None = None, ends: tuple[int, ...] = (9, 17)):
+    """A tiny pair whose draft is the target with noise; two tokens of forty end the sequence, so that ends are common.
+
+    head: tokens that the draft can say, None for all.
+    """
+    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40, head=head))
     runtime.pair.eos_ids = ends
     return runtime
 
 
-RUNTIMES = {noise: make_runtime(noise) for noise in (0.0, 0.1, 0.4, 2.0)}
+DRAFTS = [(0.0, None), (0.1, None), (0.1, 33), (0.4, None), (0.0, 25), (2.0, None)]  # noise and head
+RUNTIMES = {draft: make_runtime(*draft) for draft in DRAFTS}
 
 
 @cache
-def record_three(noise: float, seed: int, budget: int) -> tuple[list[list[int]], AcceptanceTable]:
+def record_three(draft: tuple, seed: int, budget: int) -> tuple[list[list[int]], AcceptanceTable]:
     """Three prompts and their table, whose tails are as long as any block."""
     prompts = [prompt_of(seed + index, 3 + seed % 9) for index in range(3)]
-    return prompts, record(RUNTIMES[noise], prompts, budget, gamma_max=42)
+    return prompts, record(RUNTIMES[draft], prompts, budget, gamma_max=42)
 
 
 def every_choice(test):
-    """Both stop tokens with every carry and every noise, besides what is drawn."""
-    noises = cycle(RUNTIMES)
+    """Both stop tokens with every carry and every draft, besides what is drawn."""
+    drafts = cycle(RUNTIMES)
     for number, (stop_token, carry) in enumerate(product(["include", "exclude"], ["turn", "question", "never"])):
-        chosen = {"stop_token": stop_token, "carry": carry, "noise": next(noises)}
+        chosen = {"stop_token": stop_token, "carry": carry, "draft": next(drafts)}
         test = example(seed=number, gamma=STARTS[-1 - number], budget=24, **chosen)(test)
     return test
 
@@ -110,15 +114,15 @@ def assert_identical(live: list, replayed: list) -> None:
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, SEEDS),
-    noise=st.sampled_from(list(RUNTIMES)),
+    draft=st.sampled_from(DRAFTS),
     gamma=st.sampled_from(STARTS),
     budget=st.sampled_from(BUDGETS),
     stop_token=st.sampled_from(["include", "exclude"]),
     carry=st.sampled_from(["turn", "question", "never"]),
 )
 @every_choice
-def test_every_policy_replays_as_it_ran(name, seed, noise, gamma, budget, stop_token, carry):
-    runtime, (prompts, table) = RUNTIMES[noise], record_three(noise, seed, budget)
+def test_every_policy_replays_as_it_ran(name, seed, draft, gamma, budget, stop_token, carry):
+    runtime, (prompts, table) = RUNTIMES[draft], record_three(draft, seed, budget)
     carry = "turn" if name == "hf_confidence_online" else carry
     policy = make_policy(name, gamma, stop_token=stop_token, carry=carry)
     done = replay(prepare(table), policy, keep_rounds=True)
@@ -127,9 +131,9 @@ def test_every_policy_replays_as_it_ran(name, seed, noise, gamma, budget, stop_t
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), noise=st.sampled_from(list(RUNTIMES)), budget=st.integers(1, 30))
-def test_the_oracle_run_live_is_never_rejected(seed, noise, budget):
-    runtime, prompt = RUNTIMES[noise], prompt_of(seed, 6)
+@given(seed=st.integers(0, 10_000), draft=st.sampled_from(DRAFTS), budget=st.integers(1, 30))
+def test_the_oracle_run_live_is_never_rejected(seed, draft, budget):
+    runtime, prompt = RUNTIMES[draft], prompt_of(seed, 6)
     replayed = replay(prepare(record(runtime, [prompt], budget)), POLICIES["oracle"](), keep_rounds=True).logs
     oracle = ScriptedOracle()
     oracle.follow([r.planned for r in replayed[0]])

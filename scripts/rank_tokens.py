@@ -1,0 +1,84 @@
+"""python scripts/rank_tokens.py TOKENIZER_FOLDER TEXT [TEXT ...] --out token_ranking.npy: which tokens are frequent.
+
+Counts the tokens of plain text files (UTF-8; a folder stands for all files in it) and writes all ids by falling count, equal
+and unseen ones by id, as model_pair.draft.ranking takes them. Texts should be such as the pair will write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from draft_training.ranking import count_tokens, describe_counts, rank_tokens, save_ranking
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from gammatune.errors import UserError
+
+CHARACTERS = 200_000  # encoded at a time
+
+
+def find_files(paths: list[Path]) -> list[Path]:
+    """Every file named, and every file below a folder named. Raises UserError when one is missing or none is left."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} is not there: name plain text files, or folders of such.")
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+    if not files:
+        raise UserError(f"{', '.join(map(str, paths))} holds no files: name plain text files, or folders of such.")
+    return files
+
+
+def load_tokenizer(folder: Path):
+    """The folder's tokenizer. Raises UserError when there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
+        raise UserError(f"{folder} holds no tokenizer that can be read: name the target's checkpoint folder.") from error
+
+
+def encode_file(tokenizer, path: Path) -> Iterator[np.ndarray]:
+    """Ids of a file's text, piece by piece. Raises UserError for a file that is no text."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            while piece := file.read(CHARACTERS) + file.readline():
+                yield np.array(tokenizer.encode(piece, add_special_tokens=False), dtype=np.int64)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: leave it out or convert it.") from error
+
+
+def count_files(tokenizer, files: list[Path]) -> np.ndarray:
+    """Counts [V]. Raises UserError when there is nothing to count."""
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    bar = tqdm(files, unit="file", disable=None, file=sys.stderr)
+    counts = count_tokens((ids for path in bar for ids in encode_file(tokenizer, path)), vocab_size)
+    if not counts.sum():
+        raise UserError("The texts are empty: name files with text in them.")
+    return counts
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_FOLDER")
+    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT")
+    parser.add_argument("--out", type=Path, default=Path("token_ranking.npy"))
+    options = parser.parse_args(words)
+    try:
+        counts = count_files(load_tokenizer(options.tokenizer), find_files(options.texts))
+        ranking = rank_tokens(counts)
+        save_ranking(options.out, ranking)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Cannot read or write {error.filename} ({error.strerror}): choose another file.", file=sys.stderr)
+        return 2
+    print(f"{options.out}: {describe_counts(ranking, counts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

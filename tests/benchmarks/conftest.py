@@ -1,0 +1,46 @@
+"""Calling a benchmark inside this process, on the pair that is made on the spot."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import transformers
+from hydra.core.global_hydra import GlobalHydra
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict:
+        return json.loads(self.out.splitlines()[-1])
+
+
+@pytest.fixture
+def load_benchmark(monkeypatch):
+    """load_benchmark(name) -> its module."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module
+
+
+@pytest.fixture
+def call(capsys):
+    """call(module, *words) -> Ended, on the tiny pair unless words name another."""
+    before = transformers.logging.get_verbosity()
+
+    def called(module: ModuleType, *words) -> Ended:
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        code = module.main(["model_pair=tiny-random", *map(str, words)])
+        return Ended(code, *capsys.readouterr())
+
+    yield called
+    transformers.logging.set_verbosity(before)

@@ -1,0 +1,161 @@
+"""Bandwidth, roofline and overhead: the counted bytes, the printed figures and what counts as outside a forward."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gammatune.config import compose_config
+from gammatune.models.pairs import load_pair
+from gammatune.policies.fixed import Fixed
+
+ROOT = Path(__file__).parents[2]
+HIDDEN, MLP, HEADS, KV_HEADS, SIZE, VOCAB = 64, 128, 4, 2, 16, 260
+LAYER = 2 * HIDDEN * SIZE * (HEADS + KV_HEADS) + 3 * HIDDEN * MLP
+
+
+@pytest.fixture
+def bandwidth(load_benchmark):
+    return load_benchmark("bandwidth")
+
+
+@pytest.fixture
+def roofline(load_benchmark):
+    return load_benchmark("roofline")
+
+
+@pytest.fixture
+def overhead(load_benchmark):
+    return load_benchmark("overhead")
+
+
+def load_tiny(*settings, dtype: str | None = None):
+    return load_pair(compose_config(["model_pair=tiny-random", *settings]).model_pair, dtype=dtype)
+
+
+def test_bandwidth_is_that_of_the_fastest_reader(bandwidth):
+    found = bandwidth.measure_bandwidth(torch.device("cpu"), mib=4, repeats=3)
+    readers = {name: speed for name, speed in found.by_operation.items() if name != "copy"}
+    assert found.read_gbps == max(readers.values()) == readers[found.read_by] > 0
+    assert found.copy_gbps == found.by_operation["copy"] > 0
+
+
+def test_benchmarks_run_from_the_command_line_of_any_folder(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/bandwidth.py"),
+        "--copy-mib",
+        "2",
+        "runtime.threads=1",
+        "--repeats",
+        "2",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["threads"] == 1
+    assert result["read_gbps"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_the_floor_counts_every_matrix_once_and_the_cache(roofline, tied):
+    tie = [f"model_pair.{role}.shape.tie_word_embeddings={tied}" for role in ("target", "draft")]
+    pair = load_tiny(*tie)
+    floor = roofline.count_floor(pair.target, torch.float32, context=100)
+    assert floor.weights == 4 * (3 * LAYER + VOCAB * HIDDEN)
+    assert floor.cache == 4 * 3 * 2 * KV_HEADS * SIZE * 100
+    assert floor.ms(gbps=2.0) == pytest.approx((floor.weights + floor.cache) / 2e9 * 1e3)
+
+
+def test_the_floor_of_a_reduced_head_is_lower_by_its_rows(roofline):
+    whole, reduced = (load_tiny(f"model_pair.draft.head={head}").draft for head in ("null", 100))
+    floors = [roofline.count_floor(draft, torch.float32, context=10) for draft in (whole, reduced)]
+    assert floors[0].weights - floors[1].weights == 4 * (VOCAB - 100) * HIDDEN
+
+
+def test_roofline_holds_every_step_against_the_bandwidth(roofline, call):
+    ended = call(roofline, "--context", 32, "--repeats", 3, "--copy-mib", 2)
+    result, kinds = ended.result, {("target", n) for n in (1, 2, 6, 16)} | {("draft", 1)}
+    assert ended.code == 0
+    assert ended.out.index("One step must read") < ended.out.index("share")
+    found = [(row["model"], row["tokens"], row["dtype"], row["runtime"]) for row in result["rows"]]
+    assert len(set(found)) == len(found)
+    for dtype in ("fp32", "bf16"):
+        for runtime in roofline.build_runtimes(load_tiny(dtype=dtype)):
+            assert {row[:2] for row in found if row[2:] == (dtype, runtime)} == kinds
+    for row in result["rows"]:
+        assert 0 < row["low"] <= row["ms"] <= row["high"]
+        assert 0 < row["share"] < 1
+        assert row["gbps"] == pytest.approx(row["share"] * result["bandwidth_gbps"], rel=1e-3, abs=1e-4)
+    plain = [row for row in result["rows"] if (row["model"], row["tokens"]) == ("target", 1)]
+    best = min(plain, key=lambda row: row["ms"])
+    assert (result["runtime"], result["dtype"]) == (best["runtime"], best["dtype"])
+    assert result["target_share"] == pytest.approx(best["share"], abs=1e-5)
+    assert result["copy_gbps"] > 0
+
+
+def test_steps_leave_the_caches_as_they_were(roofline):
+    pair = load_tiny()
+    for runtime in roofline.build_runtimes(pair).values():
+        arm = roofline.Arm("fp32", runtime, context=8)
+        text = runtime.upload(list(range(4, 28)))
+        arm.fill(text[:8])
+        rows = roofline.measure_burst(arm, text, roofline.Clock(pair.device))
+        assert [(row[0], row[3]) for row in rows] == [
+            (m, n if m == "target" else 1) for n in (1, 2, 6, 16) for m in ("draft", "target")
+        ]
+        assert (runtime.target.length, runtime.draft.length) == (8, 8)
+
+
+def test_overhead_has_a_share_and_host_reads_for_every_arm(overhead, call):
+    ended = call(overhead, "--questions", 2, "--tokens", 8, "--repeats", 1)
+    rows = {(row["policy"], row["runtime"]): row for row in ended.result["rows"]}
+    assert ended.code == 0
+    assert len(rows) == 4 * len(overhead.build_runtimes(load_tiny()))
+    for row in rows.values():
+        assert 0 < row["low"] <= row["share_outside"] <= row["high"] < 1
+        assert row["outside_ms"] < row["round_ms"]
+    assert rows["autoregressive", "eager"]["reads_per_round"] == 1
+    assert rows["gammatune_plus", "eager"]["reads_per_round"] > 1
+    assert ended.result["eager_fixed_5_share"] == pytest.approx(rows["fixed_5", "eager"]["share_outside"], abs=1e-5)
+    assert ended.result["dtype"] == "float32"
+
+
+def test_a_slow_policy_counts_outside_and_a_slow_forward_inside(overhead):
+    class Slow(Fixed):
+        def plan(self):
+            time.sleep(0.03)
+            return super().plan()
+
+    def share(policy, pause: float) -> float:
+        runtime = overhead.build_runtimes(load_tiny())["eager"]
+        forward = runtime.target.forward
+        runtime.target.forward = lambda *args, **options: (time.sleep(pause), forward(*args, **options))[1]
+        watch = overhead.Stopwatch(runtime, overhead.Clock(runtime.device))
+        row = overhead.Arm("any", policy, watch).answer(list(range(4, 40)), tokens=8)
+        return 1 - row["inside_ms"] / row["ms"]
+
+    assert share(Slow(gamma=1), pause=0) > 0.5
+    assert share(Fixed(gamma=1), pause=0.03) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sentence"),
+    [
+        ("bandwidth", ("--copy-mib", 0), "--copy-mib 0 must be 1 or more."),
+        ("bandwidth", ("--copy-mib", 10**8), "--copy-mib 100000000 takes 195312.5 GiB for two buffers"),
+        ("roofline", ("--context", 512), "--context 512 leaves no room for a block of 16 tokens"),
+        ("roofline", ("--repeats", 1), "--repeats 1 must be 2 or more."),
+        ("overhead", ("runtime.dtype=fp8",), "runtime.dtype=fp8 is not known"),
+        ("overhead", ("runtime.dtyp=fp32",), "runtime has no setting dtyp"),
+    ],
+)
+def test_bad_input_is_one_sentence(load_benchmark, call, name, words, sentence):
+    ended = call(load_benchmark(name), *words)
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith(sentence)
+    assert ended.err.count("\n") == 1
