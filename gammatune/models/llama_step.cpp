@@ -1,8 +1,13 @@
-// One forward pass of a Llama over a few tokens, on CPU threads: every weight is read once, at the speed of memory.
+// One forward pass of a Llama over some tokens, on CPU threads: every weight is read once, at the speed of memory.
 //
-// Weights are row-major [out, in]. A layer's keys lie in tiles [kv heads, positions / TILE, size, TILE], so that scores of
-// TILE positions are sums of contiguous vectors; its values lie as [kv heads, positions, size]. Weights, keys and values are
-// of type T (float or bfloat16); what lies between products is summed in float.
+// Weights [out, in] lie in panels of PANEL rows, and in a panel line of 64 bytes by line: PANEL first lines, one of each row,
+// then PANEL second ones. So a pass reads them front to back. Keys lie in tiles [kv heads, positions / TILE, size, TILE], so
+// that the scores of TILE positions are sums of contiguous vectors; values as [kv heads, positions, size]. Weights, keys and
+// values are of type T (float or bfloat16); what lies between products is summed in float.
+//
+// One or two tokens are multiplied by vector instructions; from TILES_FROM on, where a processor has them, by tile
+// instructions (AMX), with which sixteen tokens cost about what one does. A step is a chain of phases with a barrier between;
+// in each, a thread takes its share of the panels, or of the heads.
 
 #include <cmath>
 #include <cstdint>
@@ -19,7 +24,9 @@
 
 namespace {
 
-constexpr int64_t TILES_FROM = 3, LANES = 16, PANEL = 16, TILE = 32, MOST = 6;
+constexpr int64_t LANES = 16, PANEL = 16, TILE = 32;  // floats in a vector; rows of a panel; positions of a tile of keys
+constexpr int64_t MOST = 6;        // tokens at a time, so that their sums stay in vector registers
+constexpr int64_t TILES_FROM = 3;  // tokens from which tile instructions are faster
 using Floats = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
 using Halves = uint16_t __attribute__((vector_size(32)));
@@ -178,9 +185,10 @@ void free_tiles() { _tile_release(); }
 
 // x [n, in] to [n / 16][in / 2][16 tokens][2], the second operand of tile products
 void pack(const bfloat* x, int64_t in, int64_t n, uint32_t* to) {
-    for (int64_t t = 0; t < n; t++) {
-        uint32_t* column = to + t / PANEL * PANEL * in / 2 + t % PANEL;
-        for (int64_t pair = 0; pair < in / 2; pair++) std::memcpy(column + pair * PANEL, x + t * in + 2 * pair, 4);
+    for (int64_t first = 0; first < n; first += PANEL, x += PANEL * in, to += PANEL * in / 2) {
+        int64_t count = n - first < PANEL ? n - first : PANEL;
+        for (int64_t pair = 0; pair < in / 2; pair++)
+            for (int64_t t = 0; t < count; t++) std::memcpy(to + pair * PANEL + t, x + t * in + 2 * pair, 4);
     }
 }
 
@@ -272,14 +280,14 @@ struct Pass {
         scores = work.scores + me * MOST * m.positions;
     }
 
-    // put(row, token, W x) for these panels of W [.., in] and x [count, in]
+    // put(row, token, W x) for these panels of W [.., in] and x [count, in]; again: the call before had the same x
     template <class Put>
-    void multiply_rows(const void* weights, const T* x, int64_t in, Share panels, int64_t count, Put put) {
+    void multiply_rows(const void* weights, const T* x, int64_t in, Share panels, int64_t count, Put put, bool again = false) {
         const T* w = (const T*)weights;
 #ifdef __AMX_BF16__
         if constexpr (bf16)
             if (tiles) {
-                pack(x, in, count, packed);
+                if (!again) pack(x, in, count, packed);
                 return tile_product(w, packed, in, panels, count, put);
             }
 #endif
@@ -417,7 +425,7 @@ struct Pass {
         const T* w = (const T*)layer.gate_up;
         multiply_rows(w, normed, m.hidden, part, n, [=](int64_t r, int64_t t, float v) { gates[t * inner + r] = v; });
         multiply_rows(w + inner * m.hidden, normed, m.hidden, part, n,
-                      [=](int64_t r, int64_t t, float v) { ups[t * inner + r] = v; });
+                      [=](int64_t r, int64_t t, float v) { ups[t * inner + r] = v; }, true);
         for (int64_t t = 0; t < n; t++)
             for (int64_t i = t * inner + part.first * PANEL; i < t * inner + part.end * PANEL; i += LANES)
                 store(sigmoid(load(gates + i)) * load(gates + i) * load(ups + i), gated + i);
