@@ -168,6 +168,12 @@ def refuse_models(target: PreTrainedModel, draft: PreTrainedModel) -> None:
         raise UserError(
             f"The target's vocabulary has {ours} entries and the draft's {theirs}: choose a draft with the target's own."
         )
+    head = draft.get_output_embeddings()
+    if head is not None and head.weight.shape[0] < theirs:
+        raise UserError(
+            f"The draft's output head has {head.weight.shape[0]} rows for {theirs} tokens, and transformers cannot map them: "
+            "load the pair with model_pair.draft.head=null."
+        )
     if installed_version() < WINDOWS_ROLL_BACK and any(DynamicCache(config=draft.config).is_sliding):
         raise UserError(
             f"The draft {type(draft).__name__} has layers with a sliding window, which transformers "
