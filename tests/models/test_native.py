@@ -16,6 +16,11 @@ from gammatune.models.pairs import random_pair
 from gammatune.models.runtime import CachedModel, build_runtime, eager_runtime
 from gammatune.policies import POLICIES
 
+try:
+    native_library.find_compiler()
+except NoLibraryError as missing:
+    pytest.skip(str(missing), allow_module_level=True)
+
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 PAIR = random_pair(seed=1, noise=0.3, vocab_size=40)
 EAGER, COMPILED = eager_runtime(PAIR), build_runtime(PAIR, "compiled")
