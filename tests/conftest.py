@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import setuptools  # noqa: F401  torch.compile needs it, and it refuses to load behind the standard library's distutils
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -137,7 +138,13 @@ def started(tmp_path, small):
         "decode.max_new_tokens=100",
     ]
     process = subprocess.Popen(
-        [sys.executable, "run.py", *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a shell's background jobs ignore Ctrl-C, and so would a child of theirs
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not any(log.stat().st_size for log in tmp_path.glob("*/*/turns.jsonl")):
         time.sleep(0.01)
