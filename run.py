@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from gammatune.config import read_config, refuse_foresight, register_schemas
 from gammatune.errors import UserError
-from gammatune.messages import explain
+from gammatune.messages import complain
 
 register_schemas()
 # Hydra then raises instead of printing, and `explain` turns the error into one sentence
@@ -31,7 +31,7 @@ def main(composed: DictConfig) -> None:
     try:
         run_job(composed)
     except Exception as error:
-        code = complain(error)
+        code = complain(error, "gammatune: ")
         # Raised through Hydra, an error costs a second message; only a sweep needs it, to go on with its next job
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise JobError from error
@@ -103,17 +103,8 @@ def guarded_main() -> int:
     except JobError:
         return 2
     except Exception as error:
-        return complain(error)
+        return complain(error, "gammatune: ")
     return 0
-
-
-def complain(error: Exception) -> int:
-    """Print what the user can mend; raises any other error again, for its traceback."""
-    sentence = explain(error)
-    if sentence is None:
-        raise error
-    print(f"gammatune: {sentence}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

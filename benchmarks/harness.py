@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,11 +16,11 @@ import torch
 import transformers
 from scipy import stats
 
-from gammatune.config import RunConfig, compose_config
+from gammatune.config import RUNTIMES, RunConfig, compose_config
 from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError
 from gammatune.experiment.provenance import name_device
-from gammatune.messages import explain
+from gammatune.messages import complain
 from gammatune.models.devices import choose_device
 from gammatune.models.pairs import Pair, load_pair
 from gammatune.models.runtime import PairRuntime, build_runtime
@@ -29,7 +28,6 @@ from gammatune.models.spec import DTYPES, one_of
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.specbench import load_questions
 
-RUNTIMES = ("eager", "compiled")
 CPU_DTYPES = "bf16,fp32"
 
 
@@ -58,11 +56,7 @@ def run_benchmark(parser: argparse.ArgumentParser, report: Callable, words: list
             torch.set_num_threads(config.runtime.threads)
         return report(options, config)
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
+        return complain(error)
 
 
 def refuse_small(options: argparse.Namespace) -> None:

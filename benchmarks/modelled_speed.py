@@ -17,7 +17,7 @@ from scipy import stats
 
 from gammatune.config import compose_config
 from gammatune.errors import UserError
-from gammatune.messages import explain
+from gammatune.messages import complain
 from gammatune.policies import POLICIES
 from gammatune.replay.cost import CostCurve, price, read_cost
 from gammatune.replay.simulate import prepare, replay
@@ -115,11 +115,7 @@ def main(words: list[str]) -> int:
     try:
         report(options)
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
+        return complain(error)
     return 0
 
 

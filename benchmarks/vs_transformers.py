@@ -20,7 +20,6 @@ from functools import partial
 import pandas as pd
 import torch
 from harness import (
-    RUNTIMES,
     build_runtimes,
     describe_machine,
     load_pairs,
@@ -38,7 +37,7 @@ from harness import (
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from gammatune.config import RunConfig
+from gammatune.config import RUNTIMES, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.exactness import compare_answers
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative

@@ -1,6 +1,7 @@
 """Errors as one sentence each: what is wrong, what is valid, what to do."""
 
 import errno
+import sys
 from pathlib import Path
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -10,6 +11,15 @@ from gammatune.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def complain(error: Exception, speaker: str = "") -> int:
+    """Print what the user can mend and return the exit code 2; raises any other error again, for its traceback."""
+    sentence = explain(error)
+    if sentence is None:
+        raise error
+    print(f"{speaker}{sentence}", file=sys.stderr)
+    return 2
 
 
 def explain(error: BaseException) -> str | None:

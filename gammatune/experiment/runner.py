@@ -148,7 +148,8 @@ class Runner:
         """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
         prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
         prompt = prompt[-min(len(prompt), self.pair.context // 2) :]
-        self.runtime.warm(GAMMA_MAX, min(self.longest_text(), self.pair.context))
+        if self.runtime.records_graphs:
+            self.runtime.warm(GAMMA_MAX, min(self.longest_text(), self.pair.context))
         for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
             decode = DecodeConfig(max_new_tokens=gamma + 2)
             generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)

@@ -18,6 +18,7 @@ from torch import nn
 from torch._dynamo import config as dynamo_config
 from torch.nn import functional as F
 
+from gammatune.models.fixed_cache import FixedCache
 from gammatune.models.graph_layers import PLAIN, Sizes, attend_from_start, attend_within, free_count, lay_out
 
 WARM_UPS = 3  # what PyTorch's notes on CUDA graphs ask for before a capture
@@ -36,7 +37,7 @@ class GraphSettings:
     compiled: bool = True
 
 
-class GraphedModel:
+class GraphedModel(FixedCache):
     """What the decoding loop knows of a model (see runtime.CachedModel), replayed from CUDA graphs. Batch size 1.
 
     model: its projections become views of fused weights, which its own forward uses from then on. positions: most tokens
@@ -52,8 +53,8 @@ class GraphedModel:
         ids: torch.Tensor | None = None,
         settings: GraphSettings | None = None,
     ):
-        self.model, self.ids, self.positions_limit = model, ids, positions
-        self.vocab_size = vocab_size if ids is None else len(ids)
+        super().__init__(vocab_size, ids)
+        self.model, self.positions_limit = model, positions
         self.settings = settings or GraphSettings()
         config, attention = model.config, model.model.layers[0].self_attn
         self.sizes = Sizes(config.num_attention_heads, config.num_key_value_heads, attention.head_dim, config.rms_norm_eps)
@@ -65,7 +66,6 @@ class GraphedModel:
         self.pieces = PLAIN
         if self.settings.compiled:
             self.pieces = tuple(torch.compile(piece, fullgraph=True, dynamic=False) for piece in PLAIN)
-        self.length = 0
         self.set_room(min(self.settings.room, positions))
 
     def set_room(self, room: int) -> None:
@@ -85,13 +85,6 @@ class GraphedModel:
         if self.length:
             grown[:, : self.length] = held[:, : self.length]
         return grown
-
-    def reset(self) -> None:
-        self.length = 0
-
-    def crop(self, length: int) -> None:
-        """Forget everything after the first `length` tokens; no effect where the cache holds no more than that."""
-        self.length = min(self.length, length)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:

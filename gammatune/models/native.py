@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from gammatune.models.fixed_cache import FixedCache
 from gammatune.models.native_library import NoLibraryError, load_library
 
 PANEL, TILE, LANES, BLOCK = 16, 32, 16, 6  # as in llama_step.cpp: PANEL, TILE, LANES, MOST
@@ -67,7 +68,7 @@ def size_of(model: LlamaForCausalLM) -> int:
     return model.model.layers[0].self_attn.head_dim
 
 
-class NativeModel:
+class NativeModel(FixedCache):
     """What the decoding loop knows of a model (see runtime.CachedModel), run by the C++ step. Batch size 1.
 
     context: positions that may be needed at most; the caches start smaller and double. Threads: torch's number of now.
@@ -75,9 +76,8 @@ class NativeModel:
 
     def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int, ids: torch.Tensor | None = None):
         config = model.config
+        super().__init__(vocab_size, ids)
         self.model = model
-        self.ids = ids
-        self.vocab_size = vocab_size if ids is None else len(ids)
         self.context = round_up(context, TILE)
         self.threads = torch.get_num_threads()
         self.step = getattr(load_library(), f"step_{str(model.dtype).split('.')[-1]}")
@@ -87,15 +87,8 @@ class NativeModel:
         self.norm = model.model.norm.weight.float()
         self.heads = config.num_attention_heads, config.num_key_value_heads
         self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]
-        self.capacity = self.length = 0
+        self.capacity = 0
         self.grow(FIRST_POSITIONS)
-
-    def reset(self) -> None:
-        self.length = 0
-
-    def crop(self, length: int) -> None:
-        """Forget everything after the first `length` tokens; no effect where the cache holds no more than that."""
-        self.length = min(self.length, length)
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:

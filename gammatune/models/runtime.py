@@ -70,10 +70,14 @@ class PairRuntime:
         self.target.reset()
         self.draft.reset()
 
+    @property
+    def records_graphs(self) -> bool:
+        return isinstance(self.target, GraphedModel)
+
     def warm(self, gamma_max: int, context: int) -> None:
         """Record what the device replays, for blocks up to gamma_max and texts up to `context` tokens; then no round pays
         for it. No effect where nothing is recorded."""
-        if isinstance(self.target, GraphedModel):
+        if self.records_graphs:
             self.target.warm(range(1, gamma_max + 2), context=context)
             self.draft.warm((1, 2), keep=1, context=context)
 

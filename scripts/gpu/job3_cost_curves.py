@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from jobs import ROOT, RUNTIMES, Job, make_parser, run_job
+from jobs import ROOT, Job, make_parser, run_job
 
-from gammatune.config import compose_config
+from gammatune.config import RUNTIMES, compose_config
 from gammatune.experiment.cells import read_json, write_json
 from gammatune.models.memory import Need, cache_bytes, layer_parameters
 from gammatune.models.spec import Checkpoint, PairConfig

@@ -25,12 +25,11 @@ from gammatune.errors import UserError  # noqa: E402
 from gammatune.experiment.cells import hold_folder, read_json, write_json  # noqa: E402
 from gammatune.experiment.monitor import watch_machine  # noqa: E402
 from gammatune.experiment.provenance import describe_environment  # noqa: E402
-from gammatune.messages import explain  # noqa: E402
+from gammatune.messages import complain  # noqa: E402
 from gammatune.models.pairs import choose_device  # noqa: E402
 
 GRACE_S = 60  # for a child that was asked to stop
 REPORTED = {"out", "work", "minutes", "runtimes"}  # options that change nothing about any one result
-RUNTIMES = ("eager", "compiled")
 
 
 class OutOfTimeError(Exception):
@@ -233,11 +232,7 @@ def run_job(parser: argparse.ArgumentParser, work: Callable[[Job], str], words: 
         print(f"Interrupted; what was made is kept in {job.out}, and the same command continues.", file=sys.stderr)
         return 130
     except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        print(sentence, file=sys.stderr)
-        return 2
+        return complain(error)
     return print_last_line(job, "ok")
 
 

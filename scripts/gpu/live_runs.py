@@ -4,7 +4,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from jobs import RUNTIMES, Job
+from jobs import Job
+
+from gammatune.config import RUNTIMES
 
 LARGEST = 4 * 2**20  # bytes of a file that is kept
 LEFT_OUT = ("lock", "*.html", "figures", "answers")
