@@ -13,9 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from gammatune.config import read_config, refuse_foresight, register_schemas
-from gammatune.errors import UserError
-from gammatune.messages import complain
+from gammatune.compose import read_config, refuse_foresight, register_schemas
+from gammatune.errors import UserError, complain
 
 register_schemas()
 # Hydra then raises instead of printing, and `explain` turns the error into one sentence
@@ -26,7 +25,7 @@ class JobError(Exception):
     """One job of a sweep failed and has said why; Hydra names the job and goes on with the next."""
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="run")
+@hydra.main(version_base="1.3", config_path="gammatune/configs", config_name="run")
 def main(composed: DictConfig) -> None:
     try:
         run_job(composed)
@@ -42,7 +41,7 @@ def run_job(composed: DictConfig) -> None:
     config = read_config(composed)
     refuse_foresight(config)
     # Heavy imports only once the config is known to be good
-    from gammatune.experiment.runner import Runner
+    from gammatune.runs.runner import Runner
 
     runner = Runner(config)
     path = runner.folder.path
@@ -62,7 +61,7 @@ def run_job(composed: DictConfig) -> None:
 def report(path: Path) -> None:
     """Table, files, last line. Raises UserError when an arm failed, since a run is only good when every arm is."""
     from gammatune.report import figures, tables
-    from gammatune.report.store import read_run
+    from gammatune.runs.store import read_run
 
     try:
         run = read_run(path)

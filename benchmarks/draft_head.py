@@ -33,16 +33,15 @@ from harness import (
 from scipy import stats
 from tqdm import tqdm
 
-from gammatune.config import RunConfig
+from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.decoding.sampling import find_best, name_tokens
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
-from gammatune.models import heads
+from gammatune.models import vocabulary as heads
 from gammatune.models.pairs import Pair, load_pair, locate_both, reduce_draft
-from gammatune.models.runtime import PairRuntime, build_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import PairRuntime, build_runtime
 
 NUMBERS = {
     "questions": (6, 2, "first turns answered"),

@@ -16,15 +16,14 @@ import torch
 import transformers
 from scipy import stats
 
-from gammatune.config import RUNTIMES, RunConfig, compose_config
+from gammatune.compose import compose_config
+from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
 from gammatune.decoding.clock import Clock
-from gammatune.errors import UserError
-from gammatune.experiment.provenance import name_device
-from gammatune.messages import complain
+from gammatune.errors import UserError, complain
 from gammatune.models.devices import choose_device
 from gammatune.models.pairs import Pair, load_pair
-from gammatune.models.runtime import PairRuntime, build_runtime
-from gammatune.models.spec import DTYPES, one_of
+from gammatune.runs.provenance import name_device
+from gammatune.runtimes.base import PairRuntime, build_runtime
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.specbench import load_questions
 

@@ -15,21 +15,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from gammatune.config import compose_config
-from gammatune.errors import UserError
-from gammatune.messages import complain
+from gammatune.compose import compose_config
+from gammatune.errors import UserError, complain
 from gammatune.policies import POLICIES
-from gammatune.replay.cost import CostCurve, price, read_cost
+from gammatune.replay.prices import CostCurve, price, read_cost
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
-from gammatune.report.store import Arm, StoredRun, read_run
+from gammatune.runs.store import Arm, StoredRun, read_run
 
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 DEMO = ["experiment=demo", f"policy=[{','.join(LIVE)}]"]
 
 
 def make_run(settings: list[str]) -> Path:
-    from gammatune.experiment.runner import Runner
+    from gammatune.runs.runner import Runner
 
     runner = Runner(compose_config(DEMO + settings))
     runner.run()
@@ -37,7 +36,7 @@ def make_run(settings: list[str]) -> Path:
 
 
 def measure_prices(settings: list[str]) -> CostCurve:
-    from gammatune.experiment.cost_run import CostRun, Plan
+    from gammatune.studies.measure_prices import CostRun, Plan
 
     return CostRun(compose_config(settings), Plan()).run()
 

@@ -28,13 +28,12 @@ from harness import (
 )
 from tqdm import tqdm
 
-from gammatune.config import RunConfig
+from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Turn, prefill, run_round, start_turn
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import load_pair
-from gammatune.models.runtime import PairRuntime
 from gammatune.policies import POLICIES, Policy
+from gammatune.runtimes.base import PairRuntime
 
 POLICY_ARMS = {
     "autoregressive": POLICIES["ar"](),

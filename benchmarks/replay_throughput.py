@@ -16,8 +16,8 @@ import pandas as pd
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
-from gammatune.replay.bench import Bench, build_bench, measure_speeds
-from gammatune.replay.cost import from_ratio
+from gammatune.replay.prices import from_ratio
+from gammatune.replay.speeds import Bench, build_bench, measure_speeds
 from gammatune.replay.table import read_table
 
 REFERENCE = Path("results/reference/smollm2-draft-135m-specbench/acceptance.parquet")

@@ -38,7 +38,7 @@ from gammatune.errors import UserError
 from gammatune.models.checkpoints import shape_of
 from gammatune.models.memory import Need, cache_bytes
 from gammatune.models.pairs import Pair
-from gammatune.models.runtime import PairRuntime
+from gammatune.runtimes.base import PairRuntime
 
 BLOCKS = (1, 2, 6, 16)
 ROLES = ("target", "draft")

@@ -37,14 +37,13 @@ from harness import (
 from tqdm import tqdm
 from transformers import GenerationConfig
 
-from gammatune.config import RUNTIMES, RunConfig
+from gammatune.config import RUNTIMES, DecodeConfig, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.exactness import compare_answers
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import Pair
-from gammatune.models.runtime import PairRuntime, eager_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import PairRuntime, eager_runtime
 
 GAMMAS = {"autoregressive": 0, "fixed_2": 2, "fixed_5": 5}
 PLAIN, PADDED = THEIRS = ("transformers", "transformers, padded prompt")

@@ -4,9 +4,8 @@ import argparse
 import os
 import sys
 
-from gammatune.errors import UserError
-from gammatune.messages import explain
-from gammatune.verbs import answers, pricing, recording, replaying, reporting
+from gammatune.commands import answers, pricing, recording, replaying, reporting
+from gammatune.errors import UserError, explain
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,26 +1,179 @@
-"""Typed schemas of everything a run can be told, and the one place where a composed config becomes objects.
+"""Typed schemas of everything a run can be told. No torch here: a typo is refused before anything heavy is imported."""
 
-Hydra merges the YAML files over these dataclasses, so a misspelt key or a value of the wrong type is refused while
-composing; `__post_init__` refuses values out of range. All of it happens before torch is imported.
-"""
-
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, field
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING
 
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
-from gammatune.models.spec import DTYPES, PairConfig, one_of
-from gammatune.policies import POLICIES, Policy
-from gammatune.policies.base import settings_of
-from gammatune.tasks.spec import TasksConfig
 
 RUNTIMES = ("eager", "compiled")
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+PAIR_SOURCES = ("hub", "embedded", "tiny-random")
+DTYPES = ("fp32", "fp16", "bf16")
+CHAT_TEMPLATES = ("tokenizer", "vicuna", "llama-2", "plain")
+WEIGHTS = ("checkpoint", "random")
+QUANTIZATIONS = (None, "int8")
+TASKS = ("mt_bench", "translation", "summarization", "qa", "math_reasoning", "rag")
+MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+CATEGORIES = MT_BENCH_CATEGORIES + TASKS[1:]
+TASK_SOURCES = ("demo", "specbench")
+PINNED = "pinned"
+
+
+def one_of(key: str, value, choices) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value} is not known: choose one of {', '.join(str(c) for c in choices)}.")
+
+
+@dataclass
+class Shape:
+    """The sizes of a Llama, enough to count its bytes or to build it with random weights without a checkpoint."""
+
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    vocab_size: int = MISSING
+    max_position_embeddings: int = 2048
+    rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    head_dim: int | None = None
+
+
+@dataclass
+class Checkpoint:
+    """One model of a pair: where it comes from and its published shape.
+
+    id: hub repository. revision: commit or branch, only where known. path: a local folder that replaces the hub.
+    quantization: null or int8 (needs the [int8] extra). gated: whether the hub asks for a licence first.
+    head: of a draft only, how many tokens it can say: the most frequent ones, null for all. ranking: of a draft only, a .npy
+    file with token ids by falling frequency; null takes token_ranking.npy in the draft's folder.
+    """
+
+    id: str = MISSING
+    revision: str | None = None
+    path: str | None = None
+    quantization: str | None = None
+    gated: bool = False
+    head: int | None = None
+    ranking: str | None = None
+    shape: Shape = field(default_factory=Shape)
+
+
+@dataclass
+class PairConfig:
+    """A target and its draft. dtype counts on a GPU, cpu_dtype on a CPU."""
+
+    name: str = MISSING
+    source: str = "hub"
+    target: Checkpoint = field(default_factory=Checkpoint)
+    draft: Checkpoint = field(default_factory=Checkpoint)
+    dtype: str = "fp16"
+    cpu_dtype: str = "fp32"
+    chat_template: str = "tokenizer"
+    weights: str = "checkpoint"
+
+    def __post_init__(self):
+        one_of("model_pair.source", self.source, PAIR_SOURCES)
+        one_of("model_pair.dtype", self.dtype, DTYPES)
+        one_of("model_pair.cpu_dtype", self.cpu_dtype, DTYPES)
+        one_of("model_pair.chat_template", self.chat_template, CHAT_TEMPLATES)
+        one_of("model_pair.weights", self.weights, WEIGHTS)
+        for role in (self.target, self.draft):
+            one_of("model_pair.*.quantization", role.quantization, QUANTIZATIONS)
+        refuse_heads(self.target, self.draft)
+
+
+def refuse_heads(target: Checkpoint, draft: Checkpoint) -> None:
+    """Raises UserError for a head without rows, and for a reduced head anywhere but on the draft."""
+    for key in ("head", "ranking"):
+        if getattr(target, key) is not None:
+            raise UserError(
+                f"model_pair.target.{key}={getattr(target, key)} would change the answers: set it to null, and "
+                f"model_pair.draft.{key} for a smaller draft."
+            )
+    if draft.head is not None and draft.head < 1:
+        raise UserError(f"model_pair.draft.head={draft.head} must be 1 or more (or null for all tokens).")
+
+
+def task_of(category: str) -> str:
+    """The task that a category belongs to: mt_bench for its eight categories, else the category itself."""
+    return "mt_bench" if category in MT_BENCH_CATEGORIES else category
+
+
+@dataclass
+class TasksConfig:
+    """A question set and the part of it to run.
+
+    source: demo (shipped) or specbench. path: a local question file in Spec-Bench's format, for source specbench.
+    checksum: what the file's sha256 must be: "pinned" for Spec-Bench as published, null to accept any file (your own
+    questions), or 64 hex digits. include: task or category names, empty for all. limit: questions per task, null for
+    all; with a seed they are a stratified random subset (equal shares of each category), without one the first of each
+    task.
+    """
+
+    name: str = MISSING
+    source: str = "demo"
+    path: str | None = None
+    checksum: str | None = PINNED
+    include: list[str] = field(default_factory=list)
+    limit: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        if self.source not in TASK_SOURCES:
+            raise UserError(f"tasks.source={self.source} is not known: choose one of {', '.join(TASK_SOURCES)}.")
+        if self.path is not None and self.source != "specbench":
+            raise UserError(
+                f"tasks.path={self.path} is only read with tasks.source=specbench: set that too, or leave the path out."
+            )
+        self._check_checksum()
+        self._check_selection()
+
+    def _check_checksum(self):
+        if self.checksum not in (None, PINNED) and not re.fullmatch("[0-9a-f]{64}", self.checksum):
+            raise UserError(f"tasks.checksum={self.checksum} must be pinned, null or a sha256 of 64 lower-case hex digits.")
+
+    def _check_selection(self):
+        known = TASKS + MT_BENCH_CATEGORIES
+        for name in self.include:
+            if name not in known:
+                raise UserError(f"tasks.include names {name}, which is no task or category: choose from {', '.join(known)}.")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"tasks.limit={self.limit} must be 1 or more (or null for all).")
+        if self.seed is not None and self.limit is None:
+            raise UserError(
+                f"tasks.seed={self.seed} picks a random subset and changes nothing without tasks.limit: set the "
+                "limit, or leave the seed out."
+            )
+
+
+@dataclass
+class DecodeConfig:
+    """How answers are decoded. temperature 0 is greedy; top_p 1 and top_k 0 are off."""
+
+    name: str = "greedy"
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def __post_init__(self):
+        ranges = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+        }
+        for key, (holds, rule) in ranges.items():
+            if not holds:
+                raise UserError(f"decode.{key}={getattr(self, key)} is out of range: it must be {rule}.")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
 
 
 @dataclass
@@ -69,94 +222,3 @@ class RunConfig:
             raise UserError(f"starts={self.starts} must hold numbers of 0 or more.")
         if len(set(self.starts)) < len(self.starts):
             raise UserError(f"starts={self.starts} names a gamma twice: list each once.")
-
-
-def register_schemas() -> None:
-    """Tell Hydra the schemas that the files under configs/ build on."""
-    store = ConfigStore.instance()
-    store.store(group="schema", name="run", node=RunConfig)
-    for group, name, node in (
-        ("model_pair", "pair", PairConfig),
-        ("tasks", "tasks", TasksConfig),
-        ("decode", "decode", DecodeConfig),
-        ("runtime", "runtime", RuntimeConfig),
-    ):
-        store.store(group=f"{group}/schema", name=name, node=node)
-    for name, policy in POLICIES.items():
-        store.store(group="policy/schema", name=name, node=policy)
-
-
-def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
-    """What `python run.py OVERRIDES` would run with, as checked objects. Raises UserError and Hydra's own errors."""
-    register_schemas()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return read_config(compose(name, overrides))
-
-
-def read_config(composed: DictConfig) -> RunConfig:
-    """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
-    config = OmegaConf.to_object(composed)
-    refuse_unknown(composed, config, "")
-    for name, policy in config.policy.items():
-        if not isinstance(policy, Policy):
-            raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
-    plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
-    return config
-
-
-def refuse_foresight(config: RunConfig) -> None:
-    """Raises UserError for a policy that must know the target's answer: no live run can have it."""
-    for name, policy in config.policy.items():
-        if policy.needs_foresight:
-            raise UserError(
-                f"policy={name} must know the answer beforehand: replay it, `python -m gammatune headline TABLE`."
-            )
-
-
-def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:
-    """Hydra's +key=value adds keys that no schema has; refuse them like any other typo. Raises UserError."""
-    if isinstance(built, dict):
-        known = list(built)
-    elif is_dataclass(built):
-        known = [f.name for f in fields(built)]
-    else:
-        return
-    for key in node:
-        if key not in known:
-            raise UserError(f"{path or 'The run'} has no setting {key}: choose one of {', '.join(known)}.")
-        child = built[key] if isinstance(built, dict) else getattr(built, key)
-        refuse_unknown(node[key], child, f"{path}.{key}".lstrip("."))
-
-
-@dataclass
-class Arm:
-    """One policy of a run, ready to decode. label: unique name such as gammatune-3."""
-
-    label: str
-    policy_name: str
-    policy: Policy
-
-    @property
-    def settings(self) -> dict:
-        return settings_of(self.policy)
-
-    @property
-    def gamma(self) -> int | None:
-        return self.settings.get("gamma")
-
-
-def plan_arms(config: RunConfig) -> list[Arm]:
-    """The autoregressive arm, then one arm per policy, or per policy and starting gamma. Raises UserError."""
-    arms = [Arm("ar", "ar", POLICIES["ar"]())]
-    for name, policy in config.policy.items():
-        if name != "ar":
-            arms.extend(start_arms(name, policy, config.starts))
-    return arms
-
-
-def start_arms(name: str, policy: Policy, starts: list[int]) -> list[Arm]:
-    settings = settings_of(policy)
-    if "gamma" not in settings:
-        return [Arm(name, name, policy)]
-    variants = [settings | {"gamma": gamma} for gamma in starts or [settings["gamma"]]]
-    return [Arm(f"{name}-{variant['gamma']}", name, type(policy)(**variant)) for variant in variants]

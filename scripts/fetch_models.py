@@ -9,11 +9,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from gammatune.config import PairConfig
 from gammatune.errors import UserError
 from gammatune.models import embedded, hub
-from gammatune.models.spec import PairConfig
 
-FOLDER = Path(__file__).resolve().parent.parent / "configs" / "model_pair"
+FOLDER = Path(__file__).resolve().parent.parent / "gammatune" / "configs" / "model_pair"
 
 
 def read_pair(name: str) -> PairConfig:

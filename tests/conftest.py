@@ -20,10 +20,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from gammatune.config import read_config, register_schemas
-from gammatune.experiment import runner as runner_module
+from gammatune.compose import read_config, register_schemas
 from gammatune.models import embedded
 from gammatune.models.pairs import load_pair
+from gammatune.runs import runner as runner_module
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def compose_run():
     def composed(*overrides):
         register_schemas()
         GlobalHydra.instance().clear()
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        with initialize_config_dir(str(ROOT / "gammatune" / "configs"), version_base="1.3"):
             return compose("run", overrides=list(overrides))
 
     return composed

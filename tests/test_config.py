@@ -10,16 +10,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
 
-from gammatune.config import RuntimeConfig, plan_arms
-from gammatune.decoding.settings import DecodeConfig
-from gammatune.experiment.cells import open_run
-from gammatune.experiment.runner import Runner
-from gammatune.models.spec import Checkpoint, PairConfig, Shape
+from gammatune.compose import plan_arms
+from gammatune.config import Checkpoint, DecodeConfig, PairConfig, RuntimeConfig, Shape, TasksConfig
 from gammatune.policies import POLICIES
-from gammatune.tasks.spec import TasksConfig
+from gammatune.runs.cells import open_run
+from gammatune.runs.runner import Runner
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "configs"
+CONFIGS = ROOT / "gammatune" / "configs"
 OPTIONS = [(path.parent.name, path.stem) for path in sorted(CONFIGS.glob("*/*.yaml"))]
 POLICY_NAMES = ", ".join(sorted(POLICIES))
 
@@ -225,7 +223,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.items())
 def test_a_slip_is_refused_in_one_sentence(call_run, monkeypatch, arguments, sentence):
-    monkeypatch.setitem(sys.modules, "gammatune.experiment.runner", None)
+    monkeypatch.setitem(sys.modules, "gammatune.runs.runner", None)
     ended = call_run(*arguments.split())
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(f"gammatune: {sentence}")

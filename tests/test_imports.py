@@ -31,7 +31,7 @@ ALLOWED = {
     "__main__": {"cli"},
 }
 LIGHT = ("policies", "report", "replay", "verbs", "cli", "config", "messages", "rounds", "errors", "cache_dir")
-WALKS_A_MODEL = {"gammatune.replay.record", "gammatune.replay.known"}
+WALKS_A_MODEL = {"gammatune.drafters.trace", "gammatune.drafters.known"}
 
 
 def module_name(path: Path) -> str:

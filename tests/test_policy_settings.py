@@ -8,7 +8,7 @@ from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, DraftSignal
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 LONGEST, ROUNDS_PER_TURN, NATS = 24, 30, 4.0
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gammatune.experiment.runner import Runner
+from gammatune.runs.runner import Runner
 
 ROOT = Path(__file__).parents[1]
 KEYS = ["policy", "speedup", "mean_accepted_tokens", "acceptance_rate", "exact"]

@@ -12,10 +12,10 @@ from replay.made_tables import contents, draw_table, make_turn
 
 from gammatune import cli
 from gammatune.policies import POLICIES
-from gammatune.replay.bench import build_bench
-from gammatune.replay.cost import CostCurve, Drafting, Price, curve_to_json, from_ratio
+from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json, from_ratio
+from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable, read_table, write_table
-from gammatune.report.headline import METRICS, replay_all
+from gammatune.studies.headline import METRICS, replay_all
 
 ROOT = Path(__file__).parents[1]
 
@@ -169,7 +169,7 @@ def test_record_makes_a_table_that_headline_and_sweep_read(small, call, tmp_path
 
 
 def test_record_with_known_answers_of_a_run(small, make_config, call, tmp_path):
-    from gammatune.experiment.runner import Runner
+    from gammatune.runs.runner import Runner
 
     runner = Runner(make_config(*small, "policy=[fixed]", f"results={tmp_path / 'runs'}"))
     runner.run()

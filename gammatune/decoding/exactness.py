@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gammatune.models.runtime import PairRuntime
+from gammatune.runtimes.base import PairRuntime
 
 # Largest difference of the two best logits that rounding alone can turn around, by dtype
 NEAR_TIE_LOGITS = {torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 5e-1}

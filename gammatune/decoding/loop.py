@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import torch
 
+from gammatune.config import DecodeConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.sampling import GreedySampler, Sampler, make_sampler, measure_thought, name_tokens
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.errors import UserError
-from gammatune.models.runtime import PairRuntime
 from gammatune.policies import DraftSignal, Policy
 from gammatune.policies.fixed import Autoregressive
-from gammatune.rounds import Round
+from gammatune.records import Round
+from gammatune.runtimes.base import PairRuntime
 
 
 @dataclass

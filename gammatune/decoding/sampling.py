@@ -6,7 +6,7 @@ differs: a row of probabilities, or where it is one-hot the place of its one.
 
 import torch
 
-from gammatune.decoding.settings import DecodeConfig
+from gammatune.config import DecodeConfig
 
 
 class Sampler:

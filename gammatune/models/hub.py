@@ -15,8 +15,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from gammatune.config import Checkpoint
 from gammatune.errors import UserError
-from gammatune.models.spec import Checkpoint
 
 SMALL_FILES = [
     "config.json",

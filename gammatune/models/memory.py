@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from gammatune.config import Shape
 from gammatune.errors import UserError
-from gammatune.models.spec import Shape
 
 GIB = 2**30
 PLANNED_TOKENS = 2048  # context that a run is assumed to fill when both caches are counted

@@ -8,12 +8,13 @@ from omegaconf import MISSING
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from gammatune.config import Checkpoint, PairConfig, Shape
 from gammatune.errors import UserError
-from gammatune.models import checkpoints, embedded, heads, hub
+from gammatune.models import checkpoints, embedded, hub
+from gammatune.models import vocabulary as heads
 from gammatune.models.checkpoints import Located
 from gammatune.models.devices import choose_device, choose_dtype
 from gammatune.models.memory import Need, require_memory
-from gammatune.models.spec import Checkpoint, PairConfig, Shape
 from gammatune.models.tiny import BYTE_VOCAB, ByteTokenizer, TinySettings, build_tiny_models, llama_config, tiny_shape
 
 EMBEDDED_DRAFT = "embedded"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from gammatune.config import Shape
 from gammatune.errors import UserError
-from gammatune.models.spec import Shape
 
 SPECIAL_TOKENS = ("<bos>", "<eos>", "<pad>", "<unk>")
 BYTE_VOCAB = len(SPECIAL_TOKENS) + 256

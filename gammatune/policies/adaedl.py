@@ -24,7 +24,7 @@ from math import sqrt
 from typing import ClassVar
 
 from gammatune.policies.base import DraftSignal, Policy, require
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from gammatune.errors import UserError
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 CARRIES = ("turn", "question", "never")
 SIGNAL_DIGITS = 4

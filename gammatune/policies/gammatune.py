@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gammatune.policies.base import DraftSignal, Policy, require
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 FULL_TESTS = ("planned", "drafted")
 CLIPS = ("none", "gamma_max")

@@ -17,7 +17,7 @@ import numpy as np
 
 from gammatune.policies.base import DraftSignal, Policy, require
 from gammatune.policies.transformers_rules import HFConfidence
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 FEWEST_SAMPLES = 6
 WEIGHT_OF_MISSED = 3

@@ -20,7 +20,7 @@ from math import isfinite
 from typing import ClassVar
 
 from gammatune.policies.base import Policy, require
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 
 @dataclass

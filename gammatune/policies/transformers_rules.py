@@ -10,7 +10,7 @@ from typing import ClassVar
 from gammatune.policies.base import DraftSignal, Policy, require
 from gammatune.policies.fixed import Fixed
 from gammatune.policies.gammatune import FULL_TESTS
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 
 @dataclass

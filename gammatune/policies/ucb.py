@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from math import log, log1p, sqrt
 
 from gammatune.policies.base import Policy, require
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 REWARDS = ("throughput", "tokens")
 RADII = ("paper", "none")

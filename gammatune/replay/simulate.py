@@ -1,7 +1,7 @@
 """Any policy over an acceptance table, round for round what a live run would log, without a model.
 
 A round is looked up instead of computed: from answer position p, the draft's next tokens match until the first mismatch, and
-behind that stands the recorded tail of its own continuation. Only times are missing: gammatune.replay.cost has prices.
+behind that stands the recorded tail of its own continuation. Only times are missing: gammatune.replay.prices has prices.
 """
 
 from array import array
@@ -11,8 +11,8 @@ import numpy as np
 
 from gammatune.errors import UserError
 from gammatune.policies import DraftSignal, Policy
+from gammatune.records import Round
 from gammatune.replay.table import MISMATCH, UNKNOWN, AcceptanceTable, AcceptanceTurn
-from gammatune.rounds import Round
 
 NEVER = 1 << 30
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from gammatune.errors import UserError
 from gammatune.policies.base import SIGNAL_DIGITS
-from gammatune.rounds import refuse_newer
+from gammatune.records import refuse_newer
 
 SCHEMA = 1
 MATCH, MISMATCH, UNKNOWN = 1, 0, -1

@@ -8,12 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gammatune.records import TurnLog
 from gammatune.report import style
-from gammatune.report.answer import choose_arm
 from gammatune.report.names import OVERALL, POLICIES, arm_names, order_tasks, task_name
 from gammatune.report.results import results_table
-from gammatune.report.store import BASELINE, StoredRun
-from gammatune.rounds import TurnLog
+from gammatune.report.show import choose_arm
+from gammatune.runs.store import BASELINE, StoredRun
 
 PANELS_PER_ROW = 4
 FEWEST_ROUNDS, MOST_ROUNDS = 20, 80

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from gammatune.rounds import ROUND_FIELDS, TurnLog
+from gammatune.records import ROUND_FIELDS, TurnLog
 
 ARM_KEYS = ["label", "policy", "gamma"]
 TURN_KEYS = ["repetition", "task", "category", "question_id", "turn"]

@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 COLOURS = {"accepted": "#7bbf9d", "target": "#4a5560", "wasted": "#e58b6b"}
 MEANINGS = {

@@ -1,6 +1,6 @@
 """How arms and tasks are called in tables and figures, and in which order tasks stand."""
 
-from gammatune.tasks.spec import TASKS
+from gammatune.config import TASKS
 
 POLICIES = {
     "ar": "autoregressive",

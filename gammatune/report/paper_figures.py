@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from gammatune.report import style
-from gammatune.report.headline import CLAIMS, STARTS
 from gammatune.report.names import policy_name, task_name
-from gammatune.report.paper import ADAPTIVE, TUNABLE, Study
+from gammatune.studies.headline import CLAIMS, STARTS
+from gammatune.studies.paper import ADAPTIVE, TUNABLE, Study
 
 CONTEXTS = (128, 1024)
 BOUNDED = ("fixed", "gammatune", "hf_heuristic")

@@ -6,7 +6,7 @@ import pandas as pd
 
 from gammatune.report import metrics, statistics
 from gammatune.report.names import OVERALL, order_tasks
-from gammatune.report.store import BASELINE, StoredRun
+from gammatune.runs.store import BASELINE, StoredRun
 
 
 @lru_cache(maxsize=4)

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from gammatune.report import metrics
-from gammatune.report.store import BASELINE, StoredRun
+from gammatune.runs.store import BASELINE, StoredRun
 
 LEVEL = 0.95
 RESAMPLES = 5000

@@ -8,9 +8,9 @@ import pandas as pd
 
 from gammatune.report import metrics, statistics
 from gammatune.report.names import OVERALL, arm_names, policy_name, task_name
-from gammatune.report.replay_check import check_replay
 from gammatune.report.results import results_table
-from gammatune.report.store import BASELINE, StoredRun
+from gammatune.runs.store import BASELINE, StoredRun
+from gammatune.studies.replay_check import check_replay
 
 SPEED_NOTE = (
     "Speedup is the ratio of mean tokens/s over questions; ± is the standard deviation over questions of the "

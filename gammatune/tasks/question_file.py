@@ -7,8 +7,8 @@ import urllib.request
 from pathlib import Path
 
 from gammatune.cache_dir import cache_dir
+from gammatune.config import PINNED, TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks.spec import PINNED, TasksConfig
 
 SPECBENCH_URL = "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
 SPECBENCH_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04"

@@ -3,8 +3,8 @@
 from itertools import chain, groupby, zip_longest
 from random import Random
 
+from gammatune.config import TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks.spec import TasksConfig
 
 
 def select_questions(questions: list, config: TasksConfig) -> list:

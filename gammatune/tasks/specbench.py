@@ -9,10 +9,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from gammatune.config import CATEGORIES, TasksConfig, task_of
 from gammatune.errors import UserError
 from gammatune.tasks.question_file import SPECBENCH_URL, find_question_file, sha256
 from gammatune.tasks.selection import select_questions
-from gammatune.tasks.spec import CATEGORIES, TasksConfig, task_of
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 from jobs import ROOT, Job, make_parser, run_job
 
-from gammatune.config import compose_config
-from gammatune.experiment.cells import write_json
+from gammatune.compose import compose_config
+from gammatune.runs.cells import write_json
 from gammatune.tasks.question_file import DEMO_PATH, find_question_file
 
 SHIPPED = ROOT / "gammatune" / "models" / "embedded_draft" / "evaluation.json"

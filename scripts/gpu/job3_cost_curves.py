@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from jobs import ROOT, Job, make_parser, run_job
 
-from gammatune.config import RUNTIMES, compose_config
-from gammatune.experiment.cells import read_json, write_json
+from gammatune.compose import compose_config
+from gammatune.config import RUNTIMES, Checkpoint, PairConfig
 from gammatune.models.memory import Need, cache_bytes, layer_parameters
-from gammatune.models.spec import Checkpoint, PairConfig
-from gammatune.replay.cost import CostCurve, read_cost
+from gammatune.replay.prices import CostCurve, read_cost
+from gammatune.runs.cells import read_json, write_json
 
 PAIRS = ("vicuna-68m-7b", "vicuna-160m-13b", "llama-3.2-1b-3.1-8b", "llama-3.1-8b-70b")
 BLOCKS = (1, 2, 6, 9, 17, 25)
@@ -110,7 +110,7 @@ def bytes_read(checkpoint: Checkpoint, dtype: torch.dtype, context: int) -> int:
 
 def main(words: list[str]) -> int:
     parser = make_parser(__doc__, "cost-curves")
-    known = sorted(file.stem for file in (ROOT / "configs" / "model_pair").glob("*.yaml"))
+    known = sorted(file.stem for file in (ROOT / "gammatune" / "configs" / "model_pair").glob("*.yaml"))
     parser.add_argument("--pairs", nargs="+", choices=known, default=list(PAIRS), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=5, help="passes over all block lengths and contexts (5)")
     return run_job(parser, work, words)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs import Finished, Job, make_parser, run_job
 
-from gammatune.experiment.cells import write_json
+from gammatune.runs.cells import write_json
 
 SIZES = ("questions", "tokens", "repeats")
 DRY = ["--questions", "2", "--tokens", "8", "--repeats", "2", "--dtypes", "fp32", "model_pair=tiny-random", "tasks=demo"]

@@ -21,12 +21,11 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a bare checkout will do
 
-from gammatune.errors import UserError  # noqa: E402
-from gammatune.experiment.cells import hold_folder, read_json, write_json  # noqa: E402
-from gammatune.experiment.monitor import watch_machine  # noqa: E402
-from gammatune.experiment.provenance import describe_environment  # noqa: E402
-from gammatune.messages import complain  # noqa: E402
+from gammatune.errors import UserError, complain  # noqa: E402
 from gammatune.models.pairs import choose_device  # noqa: E402
+from gammatune.runs.cells import hold_folder, read_json, write_json  # noqa: E402
+from gammatune.runs.monitor import watch_machine  # noqa: E402
+from gammatune.runs.provenance import describe_environment  # noqa: E402
 
 GRACE_S = 60  # for a child that was asked to stop
 REPORTED = {"out", "work", "minutes", "runtimes"}  # options that change nothing about any one result

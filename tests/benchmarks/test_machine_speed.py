@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gammatune.config import compose_config
+from gammatune.compose import compose_config
 from gammatune.models.pairs import load_pair
 from gammatune.policies.fixed import Fixed
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 
+from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import random_pair
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import eager_runtime
 
 SMALL = ("--questions", 2, "--tokens", 12, "--repeats", 1, "--dtypes", "fp32")
 KINDS = ("autoregressive", "fixed_2", "fixed_5")

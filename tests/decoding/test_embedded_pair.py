@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from gammatune.config import DecodeConfig, TasksConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.decoding.settings import DecodeConfig
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import eager_runtime
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.spec import TasksConfig
 from gammatune.tasks.specbench import load_questions
 
 pytestmark = pytest.mark.embedded

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gammatune.config import DecodeConfig
 from gammatune.decoding import loop
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import random_pair
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import eager_runtime
 
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 STARTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24]

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gammatune.config import DecodeConfig
 from gammatune.decoding import sampling
 from gammatune.decoding.loop import generate_speculative
 from gammatune.decoding.sampling import GreedySampler, Sampler, find_best, make_sampler, measure_thought
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import random_pair
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
+from gammatune.runtimes.base import eager_runtime
 
 VOCAB = 8
 DRAWS = 1500

@@ -3,7 +3,7 @@
 import pytest
 from tiny_checkpoints import checkpoint_maker
 
-from gammatune.models.spec import Checkpoint, PairConfig
+from gammatune.config import Checkpoint, PairConfig
 
 
 @pytest.fixture

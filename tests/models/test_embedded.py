@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gammatune.cache_dir import cache_dir
+from gammatune.config import Checkpoint, PairConfig, TasksConfig
 from gammatune.errors import UserError
 from gammatune.models import embedded
 from gammatune.models.pairs import load_pair
-from gammatune.models.spec import Checkpoint, PairConfig
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.spec import TasksConfig
 from gammatune.tasks.specbench import load_questions
 
 

@@ -18,7 +18,7 @@ CLIENT = """
 import json, sys
 from gammatune.errors import UserError
 from gammatune.models.pairs import load_pair
-from gammatune.models.spec import Checkpoint, PairConfig
+from gammatune.config import Checkpoint, PairConfig
 answers = []
 for case in json.loads(sys.argv[1]):
     target, draft = (Checkpoint(**case[role]) for role in ("target", "draft"))

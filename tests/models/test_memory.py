@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
+from gammatune.config import Checkpoint, PairConfig, Shape
 from gammatune.errors import UserError
 from gammatune.models import memory
 from gammatune.models.memory import Need, cache_bytes, free_bytes, free_container_bytes, require_memory, weight_bytes
 from gammatune.models.pairs import load_pair
-from gammatune.models.spec import Checkpoint, PairConfig, Shape
 from gammatune.models.tiny import llama_config, tiny_shape
 
 LLAMA_7B = Shape(4096, 11008, 32, 32, 32, 32000)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from gammatune.config import PairConfig
 from gammatune.models.checkpoints import read_config, shape_of
 from gammatune.models.embedded import DRAFT_FOLDER
 from gammatune.models.memory import Need, weight_bytes
-from gammatune.models.spec import PairConfig
 
-FOLDER = Path(__file__).parents[2] / "configs" / "model_pair"
+FOLDER = Path(__file__).parents[2] / "gammatune" / "configs" / "model_pair"
 PAIRS = sorted(FOLDER.glob("*.yaml"))
 
 # Published parameter counts, target and draft, in millions.

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
 from gammatune.models import checkpoints
 from gammatune.models.pairs import load_pair
-from gammatune.models.spec import Checkpoint, PairConfig
 
 
 def refusal(config, device="cpu", dtype=None):

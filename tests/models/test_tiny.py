@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
 from gammatune.models.pairs import load_pair, random_pair
-from gammatune.models.spec import Checkpoint, PairConfig
 from gammatune.models.tiny import ByteTokenizer, tiny_shape
 
 

@@ -1,7 +1,7 @@
 """Rounds and signals made by hand."""
 
 from gammatune.policies import DraftSignal
-from gammatune.rounds import Round
+from gammatune.records import Round
 
 
 def finished(planned: int, accepted: int, drafted: int | None = None, stop: str = "length") -> Round:

@@ -12,13 +12,13 @@ from sklearn.metrics import roc_curve
 from transformers.generation import candidate_generator
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
+from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.decoding.settings import DecodeConfig
 from gammatune.models.pairs import random_pair
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
 from gammatune.policies.hf_online import trace_roc
-from gammatune.rounds import Round
+from gammatune.records import Round
+from gammatune.runtimes.base import eager_runtime
 
 PROBABILITIES = st.integers(1, 10_000).map(lambda parts: parts / 10_000)
 

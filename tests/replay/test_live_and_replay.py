@@ -8,19 +8,18 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gammatune.config import DecodeConfig, TasksConfig
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.decoding.settings import DecodeConfig
+from gammatune.drafters.trace import Answered, trace_answer
 from gammatune.models.pairs import random_pair
-from gammatune.models.runtime import eager_runtime
 from gammatune.policies import POLICIES
 from gammatune.policies.base import settings_of
 from gammatune.policies.oracle import Oracle
-from gammatune.replay.record import Answered, trace_answer
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable
-from gammatune.report.replay_check import same_round
+from gammatune.runtimes.base import eager_runtime
+from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.spec import TasksConfig
 from gammatune.tasks.specbench import load_questions
 
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]

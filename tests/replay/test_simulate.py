@@ -12,7 +12,7 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.policies.fixed import Fixed
-from gammatune.replay.cost import CostCurve, Drafting, Price, from_ratio, price
+from gammatune.replay.prices import CostCurve, Drafting, Price, from_ratio, price
 from gammatune.replay.simulate import fill_unknown, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 

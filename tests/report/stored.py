@@ -9,7 +9,7 @@ from pathlib import Path
 from gammatune.policies.base import DraftSignal, Policy
 from gammatune.policies.fixed import Autoregressive, Fixed
 from gammatune.policies.gammatune import GammaTune, GammaTunePlus
-from gammatune.rounds import Round, TurnLog
+from gammatune.records import Round, TurnLog
 
 EOS = 0
 TASK_ODDS = {"mt_bench": 0.62, "translation": 0.45, "math_reasoning": 0.74, "qa": 0.55, "summarization": 0.66, "rag": 0.6}

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from gammatune.policies import POLICIES
-from gammatune.replay.cost import CostCurve, Drafting, Price, curve_to_json
+from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json
 from gammatune.replay.simulate import prepare, replay
-from gammatune.replay.specbench_answers import build_schedule, estimate_match_rate, import_answers
 from gammatune.replay.table import MISMATCH, UNKNOWN, AcceptanceTable, AcceptanceTurn, Signals, write_table
-from gammatune.report.bounds import derive_bounds, store_bounds
-from gammatune.report.paper import COST_FILE, TABLE_FILE
+from gammatune.studies.bounds import derive_bounds, store_bounds
+from gammatune.studies.importers.specbench import build_schedule, estimate_match_rate, import_answers
+from gammatune.studies.paper import COST_FILE, TABLE_FILE
 
 TASK_ODDS = {"mt_bench": 0.5, "qa": 0.35, "math_reasoning": 0.7, "translation": 0.3}
 BUDGET, GAMMA_MAX = 60, 24

@@ -4,9 +4,9 @@ import pytest
 from stored import Recipe, store_run
 
 from gammatune.errors import UserError
-from gammatune.report import answer
-from gammatune.report.store import read_run
-from gammatune.rounds import Round, TurnLog
+from gammatune.records import Round, TurnLog
+from gammatune.report import show as answer
+from gammatune.runs.store import read_run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 from stored import Recipe, change_done, store_run
 
 from gammatune.report import figures
-from gammatune.report.store import read_run
+from gammatune.runs.store import read_run
 
 BASIC = {"speedup_by_task", "speedup_by_start", "gamma_over_rounds", "accepted_lengths"}
 GRID = ("ar", "fixed-1", "fixed-4", "gammatune-1", "gammatune-4", "gammatune_plus-1", "gammatune_plus-4")

@@ -4,10 +4,10 @@ import pytest
 from report.stored_study import draw_study_table
 
 from gammatune.policies import POLICIES
+from gammatune.records import Round
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable
 from gammatune.report.lanes import draw_lanes
-from gammatune.rounds import Round
 
 NAMES = ("ar", "fixed", "gammatune_plus", "oracle")
 

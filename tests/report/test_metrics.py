@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from stored import Recipe, store_run
 
+from gammatune.records import Round, TurnLog
 from gammatune.report import frames, metrics
-from gammatune.report.store import read_run
-from gammatune.rounds import Round, TurnLog
+from gammatune.runs.store import read_run
 
 
 def make_round(drafted, accepted, emitted=None, forwards=None, times=(0.0, 0.0, 0.0)):

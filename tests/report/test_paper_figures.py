@@ -9,9 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from report.stored_study import RATIOS, draw_study_table, import_log, store_bounded_log, store_study
 
-from gammatune.report import bounds, paper, paper_figures, style
-from gammatune.report.headline import STARTS
+from gammatune.report import paper_figures, style
 from gammatune.report.names import policy_name
+from gammatune.studies import bounds, paper
+from gammatune.studies.headline import STARTS
 
 
 @pytest.fixture(scope="module")

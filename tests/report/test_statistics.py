@@ -10,7 +10,7 @@ from scipy import stats
 from stored import Recipe, store_run
 
 from gammatune.report import statistics
-from gammatune.report.store import read_run
+from gammatune.runs.store import read_run
 
 QUIET = Recipe(arms=("ar", "fixed-5"), tasks=("qa", "rag"), questions=8, repetitions=2)
 

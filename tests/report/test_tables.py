@@ -11,7 +11,7 @@ from stored import Recipe, change_done, store_run
 from gammatune.report import tables
 from gammatune.report.names import arm_names
 from gammatune.report.results import results_table
-from gammatune.report.store import read_run
+from gammatune.runs.store import read_run
 
 GRID = ("ar", "fixed-1", "fixed-4", "gammatune-1", "gammatune-4")
 

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from gammatune.tasks.spec import TASKS, TasksConfig
+from gammatune.config import TASKS, TasksConfig
 from gammatune.tasks.specbench import load_questions
 
 

@@ -4,8 +4,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from gammatune.config import CHAT_TEMPLATES
 from gammatune.errors import UserError
-from gammatune.models.spec import CHAT_TEMPLATES
 from gammatune.models.tiny import ByteTokenizer
 from gammatune.tasks.prompts import WRITERS, answer_text, build_prompt, prompt_text
 

@@ -4,10 +4,10 @@ import json
 import pytest
 
 from gammatune.cache_dir import cache_dir
+from gammatune.config import TasksConfig
 from gammatune.errors import UserError
 from gammatune.tasks import question_file
 from gammatune.tasks.question_file import SPECBENCH_SHA256, SPECBENCH_URL
-from gammatune.tasks.spec import TasksConfig
 from gammatune.tasks.specbench import load_questions
 
 CONTENT = json.dumps({"question_id": 81, "category": "qa", "turns": ["Who?"]}).encode() + b"\n"

@@ -3,8 +3,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gammatune.config import CATEGORIES, TasksConfig, task_of
 from gammatune.tasks.selection import select_questions
-from gammatune.tasks.spec import CATEGORIES, TasksConfig, task_of
 from gammatune.tasks.specbench import Question
 
 QUESTIONS = st.lists(st.sampled_from(CATEGORIES), min_size=1, max_size=60).map(

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
+from gammatune.config import TASKS, TasksConfig
 from gammatune.errors import UserError
 from gammatune.tasks.question_file import SPECBENCH_SHA256
-from gammatune.tasks.spec import TASKS, TasksConfig
 from gammatune.tasks.specbench import Question, load_questions
 
 GOOD = {"question_id": 1, "category": "qa", "turns": ["Why?"]}

@@ -5,11 +5,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from gammatune.config import TASKS, TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks.spec import TASKS, TasksConfig
 from gammatune.tasks.specbench import load_questions
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "gammatune" / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
 
 

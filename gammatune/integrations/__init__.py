@@ -1,1 +1,0 @@
-"""Policies of this package inside the decoding loops of others."""

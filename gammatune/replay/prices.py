@@ -1,0 +1,179 @@
+"""What rounds cost: a price list, measured or assumed, and a replay's rounds priced with it. No torch here.
+
+A measured list (`python -m gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
+ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from gammatune.errors import UserError
+from gammatune.records import refuse_newer
+from gammatune.replay.simulate import Replay, Walk
+
+SCHEMA = 1
+LAST_BLOCKS = 8
+REMAKE = "measure it again with `python -m gammatune cost`"
+
+
+@dataclass(frozen=True)
+class Price:
+    """base + slope * context, in ms. low, high: quartiles of the samples around that line, in ms."""
+
+    base: float
+    slope: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    samples: int = 0
+
+    def at(self, context):
+        """Of a context or an array of them; the same shape."""
+        return self.base + self.slope * context
+
+
+FREE = Price(0.0)
+
+
+@dataclass
+class Drafting:
+    """What a block of n draft steps costs: n * step, start once, and catch_up where its first step feeds two tokens.
+
+    It does after a round in which everything drafted was accepted: the draft has not read the last of those tokens.
+    """
+
+    step: Price
+    start: Price = FREE
+    catch_up: Price = FREE
+
+
+@dataclass
+class CostCurve:
+    """A price list. blind and watched: drafting without and with the draft's signals read for each token.
+
+    verify[k - 1]: one target forward over k tokens, judged. rest: what a round takes beside drafting, verification and the
+    policy's own time. prefill, by prompt tokens: of the target alone, and of both models. facts: where the prices come from.
+    """
+
+    blind: Drafting
+    watched: Drafting
+    verify: list[Price]
+    rest: Price = FREE
+    prefill_target: Price = FREE
+    prefill_both: Price = FREE
+    facts: dict = field(default_factory=dict)
+
+    def drafting(self, watched: bool) -> Drafting:
+        return self.watched if watched else self.blind
+
+    def verify_price(self, tokens: int) -> Price:
+        """Of one target forward over this many tokens, 1 or more.
+
+        Beyond the last measured one: the straight line through the last eight (fewer where fewer were measured).
+        """
+        if tokens <= len(self.verify):
+            return self.verify[tokens - 1]
+        return Price(*(float(values[tokens - 1]) for values in self.verify_lines(tokens)))
+
+    def verify_lines(self, largest: int) -> tuple[np.ndarray, np.ndarray]:
+        """Bases and slopes of all blocks of 1 to at least `largest` tokens, extrapolated as `verify_price` says."""
+        lines = [np.array([getattr(price, name) for price in self.verify]) for name in ("base", "slope")]
+        return tuple(extend(values, largest) for values in lines)
+
+    def ratio(self, context: int = 0) -> float:
+        """c = T_target(1) / T_draft."""
+        return self.verify[0].at(context) / self.blind.step.at(context)
+
+
+def extend(values: np.ndarray, size: int) -> np.ndarray:
+    """[n] to [max(n, size)], along the least-squares line through the last values."""
+    if size <= len(values):
+        return values
+    known = min(len(values), LAST_BLOCKS)
+    places = np.arange(len(values) - known, len(values))
+    line = np.polyfit(places, values[-known:], deg=min(1, known - 1))
+    return np.concatenate([values, np.polyval(line, np.arange(len(values), size))])
+
+
+def from_ratio(c: float) -> CostCurve:
+    """T_draft = 1 and T_target(k) = c for every k: the cost model of the speculative decoding papers.
+
+    Prices are in draft steps; nothing else costs. c = T_target / T_draft, as in GammaTune (Leviathan et al. write its
+    reciprocal). Raises UserError where c is not a number above 0.
+    """
+    if not 0 < c < float("inf"):
+        raise UserError(f"The cost ratio {c} is out of range: T_target / T_draft must be a number above 0.")
+    step = Drafting(step=Price(1.0))
+    return CostCurve(step, step, [Price(float(c))], facts={"ratio": c})
+
+
+def price(replay: Replay, prompts, curve: CostCurve, watched: bool, drafts: bool | None = None) -> np.ndarray:
+    """What each turn of a replay costs [turns], in the curve's unit.
+
+    prompts: the walks of the replay, or their prompt tokens [turns]. watched: the policy's watches_draft. drafts: whether
+    the draft reads the prompt too, which it does for every policy but "ar"; None: whether the replay drafted at all.
+    The policy's own time is not in the price.
+    """
+    drafting, context = curve.drafting(watched), replay.context
+    bases, slopes = curve.verify_lines(int(replay.drafted.max(initial=0)) + 1)
+    rounds = replay.forwards * drafting.step.at(context) + bases[replay.drafted] + slopes[replay.drafted] * context
+    rounds += curve.rest.at(context)
+    drafted = replay.forwards > 0
+    rounds += drafted * drafting.start.at(context)
+    rounds += (drafted & feeds_two(replay)) * drafting.catch_up.at(context)
+    reads_prompt = bool(drafted.any()) if drafts is None else drafts
+    prefill = curve.prefill_both if reads_prompt else curve.prefill_target
+    return replay.sum_by_turn(rounds) + prefill.at(prompt_lengths(prompts))
+
+
+def feeds_two(replay: Replay) -> np.ndarray:
+    """Rounds [rounds] whose turn's round before left nothing of the block to correct, a round without a block included."""
+    full = replay.accepted == replay.forwards
+    after = np.concatenate([[False], full[:-1]])
+    after[replay.turn_ends[:-1]] = False
+    return after
+
+
+def prompt_lengths(prompts) -> np.ndarray:
+    return np.array([p.prompt_tokens if isinstance(p, Walk) else p for p in prompts])
+
+
+PARTS = ("blind", "watched", "verify", "rest", "prefill_target", "prefill_both")
+
+
+def curve_to_json(curve: CostCurve) -> dict:
+    """Plain JSON: the facts, then the prices, which `read_cost` reads back."""
+    prices = {name: part for name, part in asdict(curve).items() if name in PARTS}
+    return {"schema": SCHEMA, **curve.facts, "prices": prices}
+
+
+def read_cost(path: Path) -> CostCurve:
+    """Raises UserError for a missing, damaged or newer file."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        refuse_newer(content.pop("schema"), path, known=SCHEMA)
+        curve = curve_from_json(content.pop("prices"))
+    except OSError as error:
+        raise UserError(f"The cost file {path} cannot be read ({error.strerror}): {REMAKE}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no cost file or is damaged ({type(error).__name__}): {REMAKE}.") from error
+    curve.facts = content
+    return curve
+
+
+def curve_from_json(prices: dict) -> CostCurve:
+    """Raises ValueError, KeyError, TypeError or AttributeError where something is missing or is no number."""
+    draftings = [Drafting(**{k: read_price(v) for k, v in prices[name].items()}) for name in ("blind", "watched")]
+    verify = [read_price(stored) for stored in prices["verify"]]
+    if not verify:
+        raise ValueError("no block length has a price")
+    return CostCurve(*draftings, verify, *(read_price(prices[name]) for name in PARTS[3:]))
+
+
+def read_price(stored: dict) -> Price:
+    found = Price(**stored)
+    if not np.isfinite([found.base, found.slope, found.low, found.high]).all():
+        raise ValueError("a price is no number")
+    return found

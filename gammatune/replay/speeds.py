@@ -1,0 +1,90 @@
+"""From policies to speeds: a table and a price list give every question's modelled tokens per second under any policy."""
+
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from gammatune.policies import Policy
+from gammatune.replay.prices import CostCurve, price
+from gammatune.replay.simulate import Replay, Walk, prepare, replay
+from gammatune.replay.table import AcceptanceTable
+
+FEW = 40
+
+
+@dataclass
+class Bench:
+    """Walks of a table, grouped by question. task, question_id, tuning: [questions]; question_of: [turns], index of a turn's
+    question; tokens: [questions]. tuning marks the half of each task's questions that settings may be chosen on.
+    """
+
+    walks: list[Walk]
+    curve: CostCurve
+    task: np.ndarray
+    question_id: np.ndarray
+    question_of: np.ndarray
+    tokens: np.ndarray
+    tuning: np.ndarray
+
+    def speeds(self, policy: Policy) -> np.ndarray:
+        """Modelled tokens per second of each question [questions], all its turns together."""
+        return self.speeds_of(replay(self.walks, policy), policy.watches_draft)
+
+    def speeds_of(self, done: Replay, watched: bool) -> np.ndarray:
+        milliseconds = price(done, self.walks, self.curve, watched)
+        return 1000 * self.tokens / np.bincount(self.question_of, milliseconds, minlength=len(self.tokens))
+
+
+def build_bench(table: AcceptanceTable, curve: CostCurve) -> Bench:
+    """Raises UserError for a table with unknown positions."""
+    keys = list(dict.fromkeys((turn.task, turn.question_id) for turn in table.turns))
+    place = {key: index for index, key in enumerate(keys)}
+    question_of = np.array([place[turn.task, turn.question_id] for turn in table.turns])
+    task = np.array([key[0] for key in keys])
+    return Bench(
+        walks=prepare(table),
+        curve=curve,
+        task=task,
+        question_id=np.array([key[1] for key in keys]),
+        question_of=question_of,
+        tokens=np.bincount(question_of, [turn.tokens for turn in table.turns]),
+        tuning=split_questions(task),
+    )
+
+
+def split_questions(task: np.ndarray) -> np.ndarray:
+    """True for every second question of each task, in the table's order: the tuning split."""
+    order = np.zeros(len(task), dtype=int)
+    for name in np.unique(task):
+        order[task == name] = np.arange((task == name).sum())
+    return order % 2 == 1
+
+
+def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = None) -> np.ndarray:
+    """[policies, questions]; over several processes when there are many policies."""
+    workers = workers or len(os.sched_getaffinity(0))
+    if workers == 1 or len(policies) < FEW:
+        return np.stack([bench.speeds(policy) for policy in show(policies, len(policies))])
+    with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
+        done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (8 * workers)))
+        return np.stack(list(show(done, len(policies))))
+
+
+def show(items: Iterable, total: int) -> Iterable:
+    return tqdm(items, total=total, desc="replaying", unit="policy", disable=None if total >= FEW else True, file=sys.stderr)
+
+
+HELD: list[Bench] = []
+
+
+def hold_bench(bench: Bench) -> None:
+    HELD[:] = [bench]
+
+
+def speeds_in_worker(policy: Policy) -> np.ndarray:
+    return HELD[0].speeds(policy)

@@ -1,0 +1,153 @@
+"""The paper's headline on a table, as this project defines it, and what surrounds it.
+
+Fixed gamma and the adaptive policy both start from each of STARTS. The headline is the mean over starts of the policy's
+tokens/s divided by the mean over starts of fixed tokens/s: what a policy gains over a gamma chosen blindly. The abstract of
+arXiv 2504.00030 claims 15 % (± 5 %) for GammaTune and 16 % (± 3 %) for GammaTune+, without saying over what.
+"""
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from gammatune.policies import POLICIES, Policy
+from gammatune.policies.base import settings_of
+from gammatune.replay.speeds import Bench, measure_speeds
+from gammatune.report.names import OVERALL, order_tasks
+from gammatune.report.statistics import SEED, percentile_interval, relative_spread, resampled_means
+
+STARTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
+CLAIMS = {"gammatune": (1.15, 0.05), "gammatune_plus": (1.16, 0.03)}
+ALWAYS = ("ar", "fixed", "oracle")
+FILLS = 20
+
+
+@dataclass
+class Numbers:
+    """One policy on one part of the questions: each field a ratio of mean tokens/s (mean over questions, then over starts).
+
+    over_tuned_fixed: against the fixed gamma that was best on the tuning half, both measured on the other half.
+    spread_over_starts: (fastest start - slowest start) / mean over starts; 0 for a policy that has no start.
+    """
+
+    over_mean_fixed: float
+    over_best_fixed: float
+    over_tuned_fixed: float
+    over_oracle: float
+    over_autoregressive: float
+    spread_over_starts: float
+
+
+METRICS = tuple(f.name for f in fields(Numbers))
+
+
+@dataclass(eq=False)
+class Speeds:
+    """Modelled tokens/s of every policy: name -> [starts or 1, questions], and the questions' tasks and tuning split."""
+
+    by_policy: dict[str, np.ndarray]
+    task: np.ndarray
+    tuning: np.ndarray
+
+    def part(self, task: str) -> np.ndarray:
+        return np.ones(len(self.task), bool) if task == OVERALL else self.task == task
+
+    def tuned_gamma(self, task: str = OVERALL) -> int:
+        """Index into STARTS of the fixed gamma that is fastest on the tuning half of a task's questions."""
+        part = self.part(task)
+        chosen = part & self.tuning if (part & self.tuning).any() else part
+        return int(self.by_policy["fixed"][:, chosen].mean(axis=1).argmax())
+
+    def best_gamma(self, task: str = OVERALL) -> int:
+        """Index into STARTS of the fixed gamma that is fastest on all of a task's questions, known only in hindsight."""
+        return int(self.by_policy["fixed"][:, self.part(task)].mean(axis=1).argmax())
+
+    @cached_property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Everything that is ever divided by something else, by name: [questions] each. A policy: its mean over starts."""
+        fixed = {f"fixed {gamma}": speeds for gamma, speeds in zip(STARTS, self.by_policy["fixed"], strict=True)}
+        return {name: speeds.mean(axis=0) for name, speeds in self.by_policy.items()} | fixed
+
+    def reference(self, metric: str, task: str) -> str:
+        """Name of the row that a metric divides by."""
+        return {
+            "over_mean_fixed": "fixed",
+            "over_best_fixed": f"fixed {STARTS[self.best_gamma(task)]}",
+            "over_tuned_fixed": f"fixed {STARTS[self.tuned_gamma(task)]}",
+            "over_oracle": "oracle",
+            "over_autoregressive": "ar",
+        }[metric]
+
+    def compared(self, metric: str) -> np.ndarray:
+        """Which questions a metric is taken over [questions]: the reporting half where settings were tuned on the other."""
+        return ~self.tuning if metric == "over_tuned_fixed" else np.ones(len(self.task), bool)
+
+    def ratio(self, policy: str, metric: str, task: str = OVERALL) -> float:
+        if metric == "spread_over_starts":
+            return relative_spread(self.by_policy[policy][:, self.part(task)].mean(axis=1))
+        which = self.part(task) & self.compared(metric)
+        return float(self.rows[policy][which].mean() / self.rows[self.reference(metric, task)][which].mean())
+
+    def numbers(self, policy: str, task: str = OVERALL) -> Numbers:
+        return Numbers(*(self.ratio(policy, metric, task) for metric in METRICS))
+
+    def interval(self, policy: str, metric: str, task: str = OVERALL) -> tuple[float, float]:
+        """95 % paired bootstrap over questions, resampled within their task. NaN for the spread over starts."""
+        which = self.part(task) & self.compared(metric)
+        lonely = all((which & (self.task == name)).sum() < 2 for name in np.unique(self.task))
+        if metric == "spread_over_starts" or lonely:
+            return float("nan"), float("nan")
+        drawn = self.draws_of_rest if metric == "over_tuned_fixed" else self.draws
+        names = list(self.rows)
+        sums = sum(drawn.values()) if task == OVERALL else drawn[task]
+        return percentile_interval(sums[names.index(policy)] / sums[names.index(self.reference(metric, task))])
+
+    @cached_property
+    def draws(self) -> dict[str, np.ndarray]:
+        return self.resample(np.ones(len(self.task), bool))
+
+    @cached_property
+    def draws_of_rest(self) -> dict[str, np.ndarray]:
+        return self.resample(~self.tuning)
+
+    def resample(self, which: np.ndarray) -> dict[str, np.ndarray]:
+        """Task -> sums over resampled questions of all rows [rows, resamples]; the same draw for every row."""
+        rows, rng = np.stack(list(self.rows.values())), np.random.default_rng(SEED)
+        strata = {task: rows[:, which & (self.task == task)] for task in np.unique(self.task)}
+        return {task: each.shape[1] * resampled_means(each, rng) for task, each in strata.items()}
+
+
+def variants(name: str, policy: Policy) -> list[Policy]:
+    """The policy from each start, or as it is where gamma is not where it starts."""
+    if name != "fixed" and not policy.gamma_is_start:
+        return [policy]
+    return [type(policy)(**settings_of(policy) | {"gamma": gamma}) for gamma in STARTS]
+
+
+def replay_all(bench: Bench, policies: dict[str, Policy], all_starts: bool = True) -> Speeds:
+    """Every policy from every start (fixed always, others unless all_starts is False, and then from their own).
+
+    ar, fixed and the oracle are always among them. tuned_fixed is tuned on the bench.
+    """
+    chosen = {name: POLICIES[name]() for name in ALWAYS} | policies
+    started = {name: variants(name, p) if all_starts or name == "fixed" else [p] for name, p in chosen.items()}
+    jobs = [(name, variant) for name, each in started.items() for variant in each]
+    measured = measure_speeds(bench, [variant for _, variant in jobs])
+    rows = {name: [row for (owner, _), row in zip(jobs, measured, strict=True) if owner == name] for name in chosen}
+    speeds = Speeds({name: np.stack(found) for name, found in rows.items()}, bench.task, bench.tuning)
+    if "tuned_fixed" in speeds.by_policy:
+        speeds.by_policy["tuned_fixed"] = speeds.by_policy["fixed"][[speeds.tuned_gamma()]]
+    return speeds
+
+
+def headline_frame(speeds: Speeds) -> pd.DataFrame:
+    """One row per task (and "overall"), policy and metric: value, low, high (95 %; NaN for the spread)."""
+    rows = []
+    for task in [*order_tasks(pd.Series(speeds.task)), OVERALL]:
+        for policy in speeds.by_policy:
+            for metric in METRICS:
+                rows.append(
+                    (task, policy, metric, speeds.ratio(policy, metric, task), *speeds.interval(policy, metric, task))
+                )
+    return pd.DataFrame(rows, columns=["task", "policy", "metric", "value", "low", "high"])

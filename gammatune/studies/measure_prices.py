@@ -1,0 +1,211 @@
+"""`python -m gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
+
+A price is what a round takes with sampling, host reads and cache crops, not what a bare forward takes. Every block length is
+asked for once per pass and context, in shuffled order, so a machine that slows down slows all of them.
+"""
+
+import random
+import tempfile
+import time
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from gammatune.config import RunConfig
+from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
+from gammatune.errors import UserError
+from gammatune.models.pairs import Pair, load_pair
+from gammatune.policies import POLICIES, Policy
+from gammatune.replay.prices import SCHEMA, CostCurve, curve_to_json
+from gammatune.runs.acceptance import table_facts
+from gammatune.runs.cells import content_hash, write_json
+from gammatune.runs.provenance import describe_environment
+from gammatune.runtimes.base import PairRuntime, build_runtime
+from gammatune.studies.fit_prices import Samples, fit_prices
+from gammatune.tasks.specbench import load_questions
+
+SHOWN_BLOCKS = (1, 2, 6, 9, 17, 25)
+
+
+@dataclass
+class Probe(Policy):
+    """Plans the gammas of a list, one per round."""
+
+    gammas: list[int] = field(default_factory=list)
+
+    def reset(self) -> None:
+        self.following = iter(self.gammas)
+
+    def plan(self) -> int:
+        return next(self.following)
+
+
+@dataclass
+class WatchingProbe(Probe):
+    """The same, and reads the draft's signals for every token, as a policy does that may stop a block."""
+
+    watches_draft = True
+
+
+@dataclass
+class Plan:
+    """What to measure: prompts of these lengths in tokens, block lengths up to gamma_max, this many passes over all."""
+
+    contexts: tuple[int, ...] = (128, 512, 1024)
+    gamma_max: int = 24
+    repeats: int = 5
+
+    def __post_init__(self):
+        if not self.contexts or min(self.contexts) < 2:
+            raise UserError(f"--contexts {','.join(map(str, self.contexts))} must hold lengths of 2 tokens or more.")
+        if self.gamma_max < 1:
+            raise UserError(f"--gamma-max {self.gamma_max} must be 1 or more.")
+        if self.repeats < 1:
+            raise UserError(f"--repeats {self.repeats} must be 1 or more.")
+
+    @property
+    def room(self) -> int:
+        """Tokens that a pass can emit at most, where every block is fully accepted."""
+        return sum(range(self.gamma_max + 1)) + self.gamma_max + 1
+
+    def fit(self, context: int) -> "Plan":
+        """The same with prompts short enough for a pass to follow; too long ones become the longest that fits.
+
+        Raises UserError where none does.
+        """
+        longest = context - self.room
+        if longest < 2:
+            raise UserError(
+                f"--gamma-max {self.gamma_max} needs up to {self.room} tokens behind a prompt, but the pair addresses "
+                f"{context}: choose a smaller one."
+            )
+        return replace(self, contexts=tuple(sorted({min(length, longest) for length in self.contexts})))
+
+
+class CostRun:
+    """The cost verb: load a pair, probe it, fit the prices, write them."""
+
+    def __init__(self, config: RunConfig, plan: Plan):
+        self.config = config
+        questions = load_questions(config.tasks)
+        if config.runtime.threads is not None:
+            torch.set_num_threads(config.runtime.threads)
+        pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
+        self.plan = plan.fit(pair.context)
+        # Without an end of sequence no block is cut short, and every block length is met as often as planned
+        self.runtime: PairRuntime = build_runtime(replace(pair, eos_ids=()), config.runtime.name)
+        self.facts = self.describe(pair, questions.checksum)
+        self.text = repeat_text(pair.tokenizer, questions.questions, max(self.plan.contexts))
+        self.decode = replace(config.decode, max_new_tokens=self.plan.room)
+
+    def describe(self, pair: Pair, checksum: str) -> dict:
+        return {
+            **table_facts(pair, self.config, checksum, self.plan.gamma_max),
+            "runtime": {"name": self.runtime.name, "threads": torch.get_num_threads()},
+            "contexts": list(self.plan.contexts),
+            "repeats": self.plan.repeats,
+            "unit": "ms",
+            "provenance": describe_environment(pair.device, pair.identity),
+        }
+
+    def run(self) -> CostCurve:
+        samples = Samples()
+        self.warm_up()
+        jobs = [(context, policy) for context in self.plan.contexts for policy in (Probe, WatchingProbe)]
+        with tqdm(total=self.plan.repeats * len(jobs), unit="turn", disable=None) as bar:
+            for repeat in range(self.plan.repeats):
+                order = random.Random(f"{self.config.seed}/{repeat}")
+                for context, policy in order.sample(jobs, len(jobs)):
+                    self.measure_pass(context, policy(gammas=self.shuffle_gammas(order)), samples)
+                    bar.update()
+        return fit_prices(samples, self.facts)
+
+    def warm_up(self) -> None:
+        """One pass, unlogged: first calls pay for allocations and kernel choices."""
+        self.runtime.warm(self.plan.gamma_max, max(self.plan.contexts) + self.plan.room)
+        order = random.Random(self.config.seed)
+        self.measure_pass(min(self.plan.contexts), WatchingProbe(gammas=self.shuffle_gammas(order)), Samples())
+
+    def shuffle_gammas(self, order: random.Random) -> list[int]:
+        return order.sample(range(self.plan.gamma_max + 1), self.plan.gamma_max + 1)
+
+    def measure_pass(self, context: int, probe: Probe, samples: Samples) -> None:
+        """One round of every block length behind a prompt of `context` tokens, and a prefill without the draft."""
+        prompt = self.text[:context]
+        for models, policy in (("target", POLICIES["ar"]()), ("both", probe)):
+            turn = start_turn(self.runtime, prompt, policy, self.decode, self.config.seed)
+            samples.prefills.append({"length": context, "models": models, "ms": time_prefill(turn)})
+        rounds = [measure_round(turn) for _ in probe.gammas]
+        turn.clock.synchronize()
+        read_marks(turn)
+        for measured, finished in zip(rounds, turn.rounds, strict=True):
+            times = (finished.draft_ms, finished.verify_ms, finished.policy_ms)
+            measured |= {"length": context, "watched": probe.watches_draft, "context": finished.context}
+            measured |= {"forwards": finished.draft_forwards, "draft_ms": times[0], "verify_ms": times[1]}
+            measured["rest_ms"] = measured.pop("wall_ms") - sum(times)
+        samples.rounds += rounds
+
+    def default_path(self, folder: Path) -> Path:
+        """Named by everything but the moment: pair, device, runtime, plan."""
+        facts = {name: fact for name, fact in self.facts.items() if name != "provenance"}
+        device = self.facts["provenance"]["device"]
+        return folder / f"{self.facts['pair']}-{content_hash({'schema': SCHEMA, 'machine': device, **facts})}.json"
+
+
+def repeat_text(tokenizer, questions: list, length: int) -> list[int]:
+    """Token ids of the questions behind one another, over again until there are `length`."""
+    ids = tokenizer.encode(" ".join(chain.from_iterable(question.turns for question in questions)))
+    return (ids * (length // len(ids) + 1))[:length]
+
+
+def time_prefill(turn: Turn) -> float:
+    """Milliseconds, as `generate_speculative` times it."""
+    turn.clock.synchronize()
+    started = time.perf_counter()
+    prefill(turn)
+    turn.clock.synchronize()
+    return (time.perf_counter() - started) * 1e3
+
+
+def measure_round(turn: Turn) -> dict:
+    """One round by the host's clock; fed: tokens that the first draft step takes. A round ends with the host informed."""
+    fed = len(turn.committed) - turn.runtime.draft.length
+    started = time.perf_counter()
+    run_round(turn)
+    return {"fed": fed, "wall_ms": (time.perf_counter() - started) * 1e3}
+
+
+def show_prices(curve: CostCurve) -> str:
+    """A small table in ms: T_draft, T_target(k), what a round adds, and c = T_target(1) / T_draft, by context."""
+    contexts = np.array(curve.facts["contexts"])
+    blocks = [k for k in SHOWN_BLOCKS if k <= len(curve.verify)]
+    rows = {
+        "T_draft": curve.blind.step.at(contexts),
+        "T_draft, watched": curve.watched.step.at(contexts),
+        **{f"T_target({k})": curve.verify[k - 1].at(contexts) for k in blocks},
+        "rest of a round": curve.rest.at(contexts),
+        "prefill, target": curve.prefill_target.at(contexts),
+        "prefill, both": curve.prefill_both.at(contexts),
+        "c = T_target(1) / T_draft": curve.ratio(contexts),
+    }
+    table = pd.DataFrame(rows, index=[f"context {context}" for context in contexts]).T
+    return table.round(3).to_markdown()
+
+
+def prepare_place(path: Path) -> None:
+    """Make sure that the file can be written, before minutes of measuring. Raises UserError and OSError."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file with --out, such as {path / 'cost.json'}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent):
+        pass
+
+
+def write_cost(curve: CostCurve, path: Path) -> None:
+    """Atomically."""
+    write_json(path, curve_to_json(curve))

@@ -1,0 +1,103 @@
+"""A grid of policy settings: chosen on the tuning half of the questions, reported on the other half, never on the same."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from omegaconf import OmegaConf
+
+from gammatune.errors import UserError
+from gammatune.policies import POLICIES, Policy
+from gammatune.replay.speeds import Bench, measure_speeds
+from gammatune.report.statistics import stratified_ratio_interval
+from gammatune.studies.headline import STARTS
+
+
+@dataclass
+class Sweep:
+    """settings: one row per grid point with its mean tokens/s on either half; first the winner, fastest on the tuning half.
+
+    Ratios of the winner on the other half: over the same policy's defaults, over the tuned fixed gamma, and over the target
+    alone, each with its 95 % paired bootstrap interval.
+    """
+
+    settings: pd.DataFrame
+    winner: dict
+    over_default: tuple[float, float, float]
+    over_tuned_fixed: tuple[float, float, float]
+    over_autoregressive: tuple[float, float, float]
+    tuned_gamma: int
+
+
+def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
+    """policy.NAME.FIELD=v1,v2 words to (NAME, one dict of values per grid point), lists and ranges as Hydra writes them.
+
+    Raises UserError for another kind of word, for two policies or none, and for a field that is named twice.
+    """
+    overrides = OverridesParser.create().parse_overrides(words)
+    keys = [override.key_or_group.split(".") for override in overrides]
+    for key, word in zip(keys, words, strict=True):
+        if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES:
+            known = ", ".join(POLICIES)
+            raise UserError(f"{word} is no part of a grid: write policy.NAME.FIELD=VALUE,VALUE with NAME one of {known}.")
+    names = {key[1] for key in keys}
+    if len(names) != 1:
+        raise UserError(
+            "A grid is over one policy's fields, such as policy.gammatune.eta=0.1,0.3 policy.gammatune.delta=1,2."
+        )
+    fields = [key[2] for key in keys]
+    if len(set(fields)) < len(fields):
+        raise UserError("A grid names each field once: write all values of a field as policy.NAME.FIELD=VALUE,VALUE.")
+    values = [list_values(override, word) for override, word in zip(overrides, words, strict=True)]
+    return names.pop(), [dict(zip(fields, point, strict=True)) for point in product(*values)]
+
+
+def list_values(override: Override, word: str) -> list:
+    """Raises UserError where there is nothing to list, such as interval(0,1) or an empty range."""
+    if override.is_choice_sweep() or override.is_range_sweep():
+        values = list(override.sweep_iterator())
+    else:
+        values = [] if override.is_sweep_override() else [override.value()]
+    if not values:
+        raise UserError(f"{word} lists no values: write policy.NAME.FIELD=VALUE,VALUE or range(START,STOP,STEP).")
+    return [value.text if isinstance(value, QuotedString) else value for value in values]
+
+
+def build_point(name: str, values: dict) -> Policy:
+    """Checked like a config file. Raises UserError and OmegaConf's errors, which entry points explain."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(POLICIES[name]), values))
+
+
+def sweep_policy(bench: Bench, name: str, points: list[dict]) -> Sweep:
+    """Replay all grid points, choose, report. Raises UserError where a task set is too small to split."""
+    if not bench.tuning.any():
+        raise UserError("This table has one question per task, so it cannot be split for tuning: record more questions.")
+    chosen = [build_point(name, point) for point in points]
+    fixed = [POLICIES["fixed"](gamma=gamma) for gamma in STARTS]
+    measured = measure_speeds(bench, [*chosen, *fixed, POLICIES["ar"](), build_point(name, {})])
+    grid, fixed_speeds, (baseline, default) = np.split(measured, [len(chosen), len(chosen) + len(fixed)])
+    tuned, rest = bench.tuning, ~bench.tuning
+    on_tuning = grid[:, tuned].mean(axis=1)
+    best, gamma = int(on_tuning.argmax()), int(fixed_speeds[:, tuned].mean(axis=1).argmax())
+    halves = {"tuning_tokens_per_second": on_tuning, "reporting_tokens_per_second": grid[:, rest].mean(axis=1)}
+    settings = pd.DataFrame(points).assign(**halves)
+    return Sweep(
+        settings=settings.sort_values("tuning_tokens_per_second", ascending=False, ignore_index=True, kind="stable"),
+        winner=points[best],
+        over_default=compare(bench, grid[best], default),
+        over_tuned_fixed=compare(bench, grid[best], fixed_speeds[gamma]),
+        over_autoregressive=compare(bench, grid[best], baseline),
+        tuned_gamma=STARTS[gamma],
+    )
+
+
+def compare(bench: Bench, speeds: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """Ratio of mean speeds on the reporting half, with its 95 % paired bootstrap interval."""
+    rest = ~bench.tuning
+    pair = np.stack([speeds, reference])
+    strata = [pair[:, rest & (bench.task == task)] for task in np.unique(bench.task)]
+    low, high = stratified_ratio_interval(strata)
+    return float(speeds[rest].mean() / reference[rest].mean()), low, high

@@ -1,0 +1,185 @@
+"""Prices: by hand on a few rounds, their properties on many, and the file that holds them."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gammatune.errors import UserError
+from gammatune.replay.prices import (
+    PARTS,
+    CostCurve,
+    Drafting,
+    Price,
+    curve_to_json,
+    from_ratio,
+    price,
+    read_cost,
+)
+from gammatune.replay.simulate import Replay, Walk
+
+CURVE = CostCurve(
+    blind=Drafting(step=Price(2.0, 0.1), start=Price(0.5), catch_up=Price(0.25)),
+    watched=Drafting(step=Price(3.0, 0.1)),
+    verify=[Price(10.0, 0.01), Price(11.0, 0.02), Price(13.0, 0.03), Price(16.0, 0.04)],
+    rest=Price(0.125, 0.001),
+    prefill_target=Price(5.0, 0.5),
+    prefill_both=Price(6.0, 0.75),
+)
+
+
+def make_replay(turns: list[list[tuple]]) -> Replay:
+    """turns: one list of (context, drafted, accepted, forwards) per turn."""
+    columns = np.array([row for turn in turns for row in turn], dtype=np.int64).T
+    return Replay(*columns, turn_ends=np.cumsum([len(turn) for turn in turns]))
+
+
+@st.composite
+def turns_of_rounds(draw):
+    turns = []
+    for _ in range(draw(st.integers(1, 4))):
+        rounds, context = [], draw(st.integers(1, 50))
+        for _ in range(draw(st.integers(1, 6))):
+            drafted = draw(st.integers(0, 9))
+            accepted = draw(st.integers(0, drafted))
+            rounds.append((context, drafted, accepted, drafted + draw(st.integers(0, 1))))
+            context += accepted + 1
+        turns.append(rounds)
+    return turns
+
+
+def test_two_turns_cost_what_a_hand_computes():
+    replay = make_replay([[(10, 2, 2, 2), (13, 1, 0, 1), (14, 3, 1, 3)], [(20, 0, 0, 0)]])
+    first = (
+        (2 * (2.0 + 1.0) + 0.5) + (13.0 + 0.3) + (0.125 + 0.010)  # nothing before it
+        + (1 * (2.0 + 1.3) + 0.5 + 0.25) + (11.0 + 0.26) + (0.125 + 0.013)  # behind a full acceptance
+        + (3 * (2.0 + 1.4) + 0.5) + (16.0 + 0.56) + (0.125 + 0.014)  # behind a rejection
+        + (6.0 + 0.75 * 10)
+    )  # fmt: skip
+    second = (10.0 + 0.2) + (0.125 + 0.020) + (6.0 + 0.75 * 20)
+    assert price(replay, [10, 20], CURVE, watched=False) == pytest.approx([first, second])
+
+
+def test_watched_drafting_has_its_own_price():
+    replay = make_replay([[(10, 2, 0, 3)]])
+    expected = 3 * (3.0 + 1.0) + (13.0 + 0.3) + (0.125 + 0.010) + (6.0 + 7.5)
+    assert price(replay, [10], CURVE, watched=True) == pytest.approx([expected])
+
+
+def test_a_token_that_the_policy_dropped_leaves_nothing_to_catch_up():
+    kept, dropped = make_replay([[(10, 2, 2, 2), (13, 1, 0, 1)]]), make_replay([[(10, 2, 2, 3), (13, 1, 0, 1)]])
+    difference = price(dropped, [10], CURVE, watched=False) - price(kept, [10], CURVE, watched=False)
+    assert difference == pytest.approx([2.0 + 1.0 - 0.25])
+
+
+def test_a_full_acceptance_at_the_end_of_a_turn_does_not_reach_the_next():
+    apart = price(make_replay([[(9, 1, 0, 1)]]), [9], CURVE, watched=False)
+    both = price(make_replay([[(5, 1, 1, 1)], [(9, 1, 0, 1)]]), [5, 9], CURVE, watched=False)
+    assert both[1] == pytest.approx(apart[0])
+
+
+def test_the_target_alone_reads_the_prompt_alone():
+    replay = make_replay([[(10, 0, 0, 0), (11, 0, 0, 0)]])
+    rounds = (10.0 + 0.10) + (10.0 + 0.11) + (0.125 + 0.010) + (0.125 + 0.011)
+    assert price(replay, [10], CURVE, watched=False) == pytest.approx([rounds + 5.0 + 5.0])
+    assert price(replay, [10], CURVE, watched=False, drafts=True) == pytest.approx([rounds + 6.0 + 7.5])
+
+
+def test_walks_say_how_long_their_prompts_are():
+    walks = [Walk(1, 10, 5, 1, [0], [1, 0], [0], [0], None, None)]
+    replay = make_replay([[(10, 0, 0, 0)]])
+    assert price(replay, walks, CURVE, watched=False) == pytest.approx(price(replay, [10], CURVE, watched=False))
+
+
+def test_blocks_beyond_the_last_measured_one_go_on_along_a_line():
+    curve = replace(CURVE, verify=[Price(4.0 + 3.0 * k, 0.5 * k) for k in range(1, 6)])
+    assert curve.verify_price(5) == Price(19.0, 2.5)
+    assert curve.verify_price(9).at(2.0) == pytest.approx(4.0 + 27.0 + 9.0)
+    replay = make_replay([[(2, 8, 0, 8)]])
+    expected = 8 * 2.2 + 0.5 + 40.0 + 0.127 + 6.0 + 1.5
+    assert price(replay, [2], curve, watched=False) == pytest.approx([expected])
+
+
+def test_only_the_last_eight_blocks_show_the_way_on():
+    curve = replace(CURVE, verify=[Price(100.0), *(Price(10.0 + k) for k in range(8))])
+    assert curve.verify_price(12).base == pytest.approx(20.0)
+
+
+@given(turns_of_rounds())
+def test_the_price_of_turns_is_the_price_of_each(turns):
+    prompts = [turn[0][0] for turn in turns]
+    together = price(make_replay(turns), prompts, CURVE, watched=False, drafts=True)
+    alone = [price(make_replay([t]), [p], CURVE, watched=False, drafts=True)[0] for t, p in zip(turns, prompts, strict=True)]
+    assert together == pytest.approx(alone)
+
+
+@given(turns_of_rounds(), st.floats(0.5, 50))
+def test_under_a_ratio_a_turn_costs_its_draft_steps_and_c_per_round(turns, c):
+    steps, rounds = [sum(row[3] for row in turn) for turn in turns], [len(turn) for turn in turns]
+    found = price(make_replay(turns), [t[0][0] for t in turns], from_ratio(c), watched=True)
+    assert found == pytest.approx(np.array(steps) + c * np.array(rounds))
+
+
+@pytest.mark.parametrize("c", (0, -1.0, float("nan"), float("inf")))
+def test_a_ratio_that_is_none_is_refused(c):
+    with pytest.raises(UserError, match="above 0"):
+        from_ratio(c)
+
+
+def test_the_ratio_of_a_curve_is_that_of_one_target_and_one_draft_step():
+    assert CURVE.ratio(100) == pytest.approx(11.0 / 12.0)
+    assert from_ratio(7).ratio(1000) == 7
+
+
+def test_a_file_gives_back_the_curve(tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(curve_to_json(replace(CURVE, facts={"pair": "mine"}))))
+    assert read_cost(path) == replace(CURVE, facts={"pair": "mine"})
+
+
+def change_price(content, **values):
+    content["prices"]["rest"] |= values
+
+
+DAMAGES = {
+    "no prices": lambda content: content.pop("prices"),
+    "no schema": lambda content: content.pop("schema"),
+    "no blocks": lambda content: content["prices"]["verify"].clear(),
+    "text for a number": lambda content: change_price(content, base="much"),
+    "no number": lambda content: change_price(content, base=float("nan")),
+    "an unknown field": lambda content: change_price(content, colour=3.0),
+    "no drafting": lambda content: content["prices"].update(watched=None),
+    "a list for the blocks' prices": lambda content: content["prices"].update(verify=[1.0, 2.0]),
+    **{f"no {part}": lambda content, part=part: content["prices"].pop(part) for part in PARTS},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
+    content = curve_to_json(CURVE)
+    content = json.loads(json.dumps(content))
+    DAMAGES[damage](content)
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"cost\.json .*damaged.*gammatune cost"):
+        read_cost(path)
+
+
+@pytest.mark.parametrize("text", ("", "{", "[]", "3", "null", "\x00\xff"))
+def test_what_is_no_json_object_is_refused(tmp_path, text):
+    path = tmp_path / "cost.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="damaged"):
+        read_cost(path)
+
+
+def test_a_missing_and_a_newer_file_are_refused(tmp_path):
+    with pytest.raises(UserError, match="No such file.*gammatune cost"):
+        read_cost(tmp_path / "none.json")
+    path = tmp_path / "new.json"
+    path.write_text(json.dumps(curve_to_json(CURVE) | {"schema": 2}))
+    with pytest.raises(UserError, match="newer gammatune"):
+        read_cost(path)

@@ -1,0 +1,178 @@
+"""However a run ends, starting it again gives what one undisturbed run gives: nothing lost, nothing repeated."""
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import pytest
+from comparing import logged, statuses
+
+from gammatune.errors import UserError, explain
+from gammatune.runs.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+
+
+def interrupt_after(answers):
+    """An action that lets that many answers through and is Ctrl-C at the next."""
+    seen = count(1)
+
+    def action(made, policy):
+        if next(seen) > answers:
+            raise KeyboardInterrupt
+
+    return action
+
+
+@pytest.mark.parametrize("answers", [2, 5])
+def test_a_run_interrupted_again_and_again_equals_an_undisturbed_one(make_runner, undisturbed, on_answer, tmp_path, answers):
+    """Two passes of four arms over four turns; one policy carries its state over questions, one watches the draft."""
+    starts = 0
+    while True:
+        starts += 1
+        runner = make_runner(tmp_path, "repetitions=2")
+        on_answer(interrupt_after(answers))
+        try:
+            runner.run()
+        except KeyboardInterrupt:
+            continue
+        break
+    assert starts > 5
+    assert logged(runner) == logged(undisturbed)
+    assert set(statuses(runner).values()) == {"ok"}
+
+
+def test_an_interrupt_inside_a_question_keeps_its_first_turn_out(make_runner, undisturbed, on_answer, tmp_path):
+    """The last question has two turns: each arm's 3rd answer is its first turn, the 4th its second."""
+    runner = make_runner(tmp_path)
+    on_answer(interrupt_after(15))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    lengths = sorted(len(turns) for turns in logged(runner).values())
+    assert lengths == [2, 4, 4, 4]
+    assert not any(cell.done_file.exists() for cell in runner.folder.cells)
+
+
+def test_a_second_pass_continues_the_same_cells(make_runner, undisturbed, on_answer, tmp_path):
+    once = make_runner(tmp_path)
+    once.run()
+    first = {cell.arm.label: cell.turns_file.read_text() for cell in once.folder.cells}
+    twice = make_runner(tmp_path, "repetitions=2")
+    assert twice.folder.path == once.folder.path
+    on_answer(interrupt_after(3))
+    with pytest.raises(KeyboardInterrupt):
+        twice.run()
+    started = [cell for cell in twice.folder.cells if cell.turns_file.read_text() != first[cell.arm.label]]
+    assert started and not any(cell.done_file.exists() for cell in started)
+    on_answer(lambda made, policy: None)
+    twice = make_runner(tmp_path, "repetitions=2")
+    twice.run()
+    assert logged(twice) == logged(undisturbed)
+    assert all(cell.turns_file.read_text().startswith(first[cell.arm.label]) for cell in twice.folder.cells)
+
+
+def test_a_finished_run_is_not_decoded_again(make_runner, on_answer, tmp_path):
+    make_runner(tmp_path).run()
+    runner = make_runner(tmp_path)
+    before = logged(runner)
+    on_answer(interrupt_after(0))
+    runner.run()
+    assert logged(runner) == before
+
+
+def test_a_log_cut_at_any_byte_of_its_last_question_grows_back(make_runner, undisturbed, tmp_path):
+    """On the four turns of one pass, the last two of which are one question."""
+    cell, questions = make_runner(tmp_path).folder.cells[2], undisturbed.questions.questions
+    turns = [replace(turn, rounds=turn.rounds[:1]) for _, turn in undisturbed.folder.cells[2].read_turns()][:4]
+    cell.create()
+    cell.append(turns[:2])
+    kept = cell.turns_file.stat().st_size
+    cell.append(turns[2:])
+    whole = cell.turns_file.read_bytes()
+    for length in range(kept, len(whole)):
+        cell.turns_file.write_bytes(whole[:length])
+        complete, last = cell.resume(questions)
+        assert cell.turns_file.stat().st_size == kept
+        assert complete == {(0, 9), (0, 2)}
+        assert last == turns[1]
+    cell.append(turns[2:])
+    assert cell.turns_file.read_bytes() == whole
+    assert cell.resume(questions) == ({(0, 9), (0, 2), (0, 5)}, turns[3])
+
+
+def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path):
+    runner = make_runner(tmp_path, "repetitions=2")
+    log = runner.folder.cells[1].turns_file
+    aside, seen = tmp_path / "aside.jsonl", count(1)
+
+    def fill_disk(made, policy):
+        if next(seen) == 9:
+            log.rename(aside)
+            log.symlink_to("/dev/full")
+
+    on_answer(fill_disk)
+    with pytest.raises(OSError) as raised:
+        runner.run()
+    assert explain(raised.value).startswith("Cannot write the results (No space left on device): make room")
+    log.unlink()
+    aside.rename(log)
+    runner = make_runner(tmp_path, "repetitions=2")
+    runner.run()
+    assert logged(runner) == logged(undisturbed)
+
+
+@pytest.fixture
+def started(tmp_path, small):
+    """A process in the middle of a run, its first answers on disk; and the folder that it writes to."""
+    arguments = [
+        *small,
+        "policy=[fixed,hf_heuristic]",
+        "policy.hf_heuristic.carry=never",
+        f"results={tmp_path}",
+        "decode.max_new_tokens=100",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "run.py", *arguments],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a shell's background jobs ignore Ctrl-C, and so would a child of theirs
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not any(log.stat().st_size for log in tmp_path.glob("*/*/turns.jsonl")):
+        time.sleep(0.01)
+    yield process, arguments
+    process.kill()
+    process.communicate()
+
+
+def test_control_c_ends_with_a_sentence_that_says_how_to_go_on(started):
+    process, _ = started
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("gammatune: Interrupted; complete answers are kept in ")
+    assert "the same command continues from there" in err and "Traceback" not in err
+
+
+def test_a_killed_run_goes_on_and_a_second_process_is_refused_meanwhile(started, make_config, tmp_path_factory):
+    process, arguments = started
+    with pytest.raises(UserError, match="Another process is already running .*: wait for it, or choose another folder"):
+        Runner(make_config(*arguments)).run()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    config = make_config(*arguments)
+    runner = Runner(config)
+    turns = {label: len(turns) for label, turns in logged(runner).items()}
+    assert 0 < sum(turns.values()) < 12
+    runner.run()
+    config.results = str(tmp_path_factory.mktemp("whole"))
+    whole = Runner(config)
+    whole.run()
+    assert logged(runner) == logged(whole)

@@ -1,0 +1,232 @@
+"""Recording goes on where it was killed, and every way to a table leads to the same one."""
+
+import json
+
+import pytest
+from replay.made_tables import contents
+
+from gammatune.drafters.known import read_known
+from gammatune.errors import UserError
+from gammatune.policies import POLICIES
+from gammatune.replay.simulate import prepare, replay
+from gammatune.replay.table import read_table
+from gammatune.report.tables import summary_table
+from gammatune.runs import acceptance as recording
+from gammatune.runs.acceptance import Recorder
+from gammatune.runs.cells import hold_folder
+from gammatune.runs.store import read_run
+from gammatune.studies.replay_check import check_replay
+
+
+@pytest.fixture(scope="session")
+def make_recorder(make_config, small):
+    """make_recorder(out, *overrides) -> Recorder of the small run's three questions."""
+    return lambda out, *overrides, known=None: Recorder(make_config(*small, *overrides), out, 24, known)
+
+
+@pytest.fixture(scope="session")
+def recorded(make_recorder, tmp_path_factory):
+    """The path of a table that was recorded in one go."""
+    return make_recorder(tmp_path_factory.mktemp("recorded")).run()
+
+
+def count_traces(monkeypatch, stop_at: int | None = None) -> list[int]:
+    """Question ids as they are traced; Ctrl-C at the one with that number, from 0."""
+    traced, original = [], recording.trace_answer
+
+    def watched(runtime, answered, gamma_max):
+        if len(traced) == stop_at:
+            raise KeyboardInterrupt
+        traced.append(answered.question_id)
+        return original(runtime, answered, gamma_max)
+
+    monkeypatch.setattr(recording, "trace_answer", watched)
+    return traced
+
+
+def same(first, second) -> bool:
+    first, second = read_table(first), read_table(second)
+    return contents(first) == contents(second) and first.facts == second.facts
+
+
+def test_a_table_holds_every_turn_in_the_order_of_the_questions(recorded):
+    table = read_table(recorded)
+    assert [(turn.question_id, turn.turn) for turn in table.turns] == [(9, 0), (2, 0), (5, 0), (5, 1)]
+    assert table.watched and table.complete
+    assert all(turn.tokens <= turn.budget == 12 for turn in table.turns)
+    assert (table.facts["pair"], table.facts["device"], table.gamma_max) == ("tiny-random", "cpu", 24)
+    assert table.facts["decode"]["max_new_tokens"] == 12 and "path" not in table.facts["tasks"]
+
+
+def test_the_second_turn_follows_the_first_answer(recorded):
+    first, second = read_table(recorded).turns[2:]
+    assert second.prompt_tokens > first.prompt_tokens + first.tokens / 2
+
+
+def test_only_the_table_and_its_papers_are_left(recorded):
+    folder = recorded.parent
+    assert sorted(file.name for file in folder.iterdir()) == ["acceptance.parquet", "config.json", "lock", "provenance.json"]
+    config, facts = json.loads((folder / "config.json").read_text()), read_table(recorded).facts
+    assert config == {"schema": 1, **facts}
+    sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
+    assert len(sessions) == 1 and sessions[0]["known_answers"] == 0
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 3])
+def test_a_killed_recording_goes_on(make_recorder, recorded, monkeypatch, tmp_path, stop_at):
+    """Traces 0 and 1 are two questions of one turn, 2 and 3 the turns of the third, which is only kept as a whole."""
+    with monkeypatch.context() as patch:
+        count_traces(patch, stop_at)
+        recorder = make_recorder(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.run()
+    folder = recorder.recording.folder
+    assert not recorder.recording.table.exists()
+    assert {"config.json", "provenance.json"} <= {file.name for file in folder.iterdir()}
+    assert len(list(recorder.recording.parts.iterdir())) == min(stop_at, 2)
+    traced = count_traces(monkeypatch)
+    path = make_recorder(tmp_path).run()
+    assert traced == [9, 2, 5, 5][min(stop_at, 2) :]
+    assert same(path, recorded)
+    assert not recorder.recording.parts.exists()
+    assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2
+
+
+def test_a_second_call_does_nothing(make_recorder, monkeypatch, tmp_path):
+    path = make_recorder(tmp_path).run()
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in path.parent.iterdir() if file.name != "lock"}
+    traced = count_traces(monkeypatch)
+    assert make_recorder(tmp_path).run() == path
+    assert traced == []
+    assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
+
+
+def test_other_work_gets_another_folder(make_config, small, make_recorder, recorded, tmp_path):
+    changes = ("decode.max_new_tokens=11", "tasks.limit=1")
+    names = {make_recorder(tmp_path, change).recording.folder.name for change in changes}
+    names |= {Recorder(make_config(*small), tmp_path, 7).recording.folder.name, recorded.parent.name}
+    assert len(names) == 4
+    assert make_recorder(tmp_path, "seed=5").recording.folder.name == recorded.parent.name
+
+
+def test_a_damaged_part_is_named_and_its_deletion_mends_it(make_recorder, recorded, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        count_traces(patch, 1)
+        recorder = make_recorder(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            recorder.run()
+    part = recorder.recording.parts / "9.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"9\.parquet is no acceptance table or is damaged .*: delete it and make it again"):
+        make_recorder(tmp_path).run()
+    part.unlink()
+    assert same(make_recorder(tmp_path).run(), recorded)
+
+
+def test_sampling_and_a_gamma_max_out_of_range_are_refused(make_config, small, make_recorder, tmp_path):
+    with pytest.raises(UserError, match="exists for greedy decoding only: set decode=greedy"):
+        make_recorder(tmp_path, "decode=sample")
+    for gamma_max in (0, 121):
+        with pytest.raises(UserError, match=f"--gamma-max {gamma_max} must lie between 1 and 120"):
+            Recorder(make_config(*small), tmp_path, gamma_max)
+
+
+def test_a_second_process_is_refused_and_told_of_out(make_recorder, tmp_path):
+    recorder = make_recorder(tmp_path)
+    with hold_folder(recorder.recording.folder), pytest.raises(UserError, match="choose another folder with --out FOLDER"):
+        recorder.run()
+
+
+def test_a_prompt_that_does_not_fit_is_named(make_recorder, tmp_path, question_file):
+    long = {"question_id": 77, "category": "qa", "turns": ["word " * 200]}
+    path = tmp_path / "long.jsonl"
+    path.write_text(question_file.read_text() + json.dumps(long) + "\n")
+    with pytest.raises(UserError, match=r"^Question 77: The prompt has \d+ tokens"):
+        make_recorder(tmp_path, f"tasks.path={path}").run()
+
+
+def answers_of(runner, label: str) -> dict:
+    return read_known(next(cell for cell in runner.folder.cells if cell.arm.label == label).turns_file)
+
+
+def test_known_answers_of_a_run_give_the_same_table(make_recorder, recorded, undisturbed, tmp_path):
+    recorder = make_recorder(tmp_path, known=answers_of(undisturbed, "fixed-3"))
+    forwards = []
+    original = recorder.runtime.target.forward
+    recorder.runtime.target.forward = lambda tokens, keep: forwards.append(keep) or original(tokens, keep)
+    path = recorder.run()
+    assert same(path, recorded)
+    assert len(forwards) <= 3 * 4  # prefill and at most two blocks for each of four answers of at most twelve tokens
+    provenance = json.loads((path.parent / "provenance.json").read_text())
+    assert provenance["sessions"][0]["known_answers"] == 4
+
+
+def test_wrong_and_partial_known_answers_change_nothing(make_recorder, recorded, undisturbed, tmp_path):
+    known = answers_of(undisturbed, "ar")
+    known[9, 0] = [token + 1 for token in known[9, 0]]
+    del known[5, 0]
+    known[5, 1] = known[5, 1][:2] + [99] * 50
+    assert same(make_recorder(tmp_path, known=known).run(), recorded)
+
+
+def test_a_run_leaves_the_table_that_record_makes(undisturbed, recorded):
+    """Also after two passes: the first one's answers."""
+    folder = undisturbed.folder.path
+    assert same(folder / "acceptance.parquet", recorded)
+    assert not (folder / "parts").exists()
+    check = check_replay(read_run(folder))
+    assert (check.differing, check.other_text, check.arms) == (0, 0, 3)
+
+
+def test_a_run_without_a_table_says_so(make_runner, tmp_path):
+    runner = make_runner(tmp_path, "acceptance=false")
+    runner.run()
+    assert not (runner.folder.path / "acceptance.parquet").exists()
+    assert "Replay: not checked, since this run has no acceptance table" in summary_table(read_run(runner.folder.path))
+    make_runner(tmp_path).run()
+    assert "Replay: all " in summary_table(read_run(runner.folder.path))
+
+
+def test_a_sampled_run_leaves_no_table(make_runner, tmp_path):
+    runner = make_runner(tmp_path, "decode=sample")
+    runner.run()
+    assert not (runner.folder.path / "acceptance.parquet").exists()
+    assert "Replay: not checked" in summary_table(read_run(runner.folder.path))
+
+
+@pytest.mark.parametrize("stop_at", [0, 2])
+def test_a_run_killed_between_its_arms_and_its_table_makes_it_next_time(
+    make_runner, recorded, on_answer, monkeypatch, tmp_path, stop_at
+):
+    with monkeypatch.context() as patch:
+        count_traces(patch, stop_at)
+        runner = make_runner(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+    assert all(cell.done_file.exists() for cell in runner.folder.cells)
+    assert not (runner.folder.path / "acceptance.parquet").exists()
+    answered = []
+    on_answer(lambda made, policy: answered.append(made))
+    traced = count_traces(monkeypatch)
+    make_runner(tmp_path).run()
+    assert answered == [] and traced == [9, 2, 5, 5][stop_at:]
+    assert same(runner.folder.path / "acceptance.parquet", recorded)
+
+
+def test_a_run_whose_reference_failed_leaves_no_table(make_runner, on_answer, tmp_path):
+    def fail(made, policy):
+        if type(policy).__name__ == "Autoregressive":
+            raise RuntimeError("no memory")
+
+    on_answer(fail)
+    runner = make_runner(tmp_path)
+    runner.run()
+    assert runner.folder.reference.read_done()["status"] == "error"
+    assert not (runner.folder.path / "acceptance.parquet").exists()
+
+
+def test_any_policy_can_be_replayed_from_what_a_run_left(undisturbed):
+    walks = prepare(read_table(undisturbed.folder.path / "acceptance.parquet"))
+    for name, policy in POLICIES.items():
+        done = replay(walks, policy(), keep_rounds=True)
+        assert [sum(r.emitted for r in log) for log in done.logs] == [walk.tokens for walk in walks], name

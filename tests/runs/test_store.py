@@ -1,0 +1,163 @@
+"""Reading run folders: what comes out of a sound one, and one sentence for each kind of damage."""
+
+import hashlib
+import json
+
+import pytest
+from stored import Recipe, change_done, store_run
+
+from gammatune.errors import UserError
+from gammatune.runs.store import find_runs, newest_run, read_run, results_folder
+
+SMALL = Recipe(arms=("ar", "fixed-2", "gammatune-3"), tasks=("mt_bench", "qa"), questions=2, repetitions=2)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return store_run(tmp_path / "runs" / "demo", SMALL)
+
+
+def refusal(folder) -> str:
+    with pytest.raises(UserError) as caught:
+        read_run(folder)
+    sentence = str(caught.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    return sentence
+
+
+def test_frames_have_one_row_per_turn_question_and_round(folder):
+    run = read_run(folder)
+    # mt_bench: 2 questions of 2 turns, qa: 2 of 1; twice; three arms.
+    assert len(run.turns) == (4 + 2) * 2 * 3
+    assert len(run.questions) == 4 * 2 * 3
+    assert len(run.rounds) == sum(len(turn.rounds) for arm in run.arms for turn in arm.turns)
+    assert run.rounds["emitted"].sum() == run.turns["tokens"].sum()
+
+
+def test_repetitions_stay_apart(folder):
+    assert sorted(read_run(folder).turns["repetition"].unique()) == [0, 1]
+
+
+def test_sums_of_a_turn_are_those_of_its_rounds(folder):
+    run = read_run(folder)
+    turn = run.arm("fixed-2").turns[3]
+    row = run.turns[run.turns["label"] == "fixed-2"].iloc[3]
+    assert row["accepted"] == sum(r.accepted for r in turn.rounds)
+    assert row["draft_ms"] == pytest.approx(sum(r.draft_ms for r in turn.rounds))
+
+
+@pytest.mark.parametrize(("status", "exact"), [("wrong_output", False), ("error", None)])
+def test_cells_that_are_not_ok_are_dropped_and_named(folder, status, exact):
+    change_done(folder, "gammatune-3", status=status, exact=exact)
+    run = read_run(folder)
+    assert set(run.turns["label"]) == set(run.questions["label"]) == set(run.rounds["label"]) == {"ar", "fixed-2"}
+    assert run.left_out_sentence() == f"1 arm left out: gammatune-3 ({status})"
+
+
+def test_several_left_out_arms_are_counted(folder):
+    change_done(folder, "gammatune-3", status="wrong_output")
+    (folder / "cell-fixed-2" / "done.json").unlink()
+    assert read_run(folder).left_out_sentence() == "2 arms left out: fixed-2 (unfinished), gammatune-3 (wrong_output)"
+
+
+def test_an_arm_with_other_questions_is_left_out(folder, tmp_path):
+    other = store_run(tmp_path / "other", Recipe(arms=("ar", "fixed-2"), tasks=("mt_bench",), questions=2))
+    for file in (other / "cell-fixed-2").iterdir():
+        (folder / "cell-fixed-2" / file.name).write_bytes(file.read_bytes())
+    assert read_run(folder).left_out == [("fixed-2", "other questions than ar")]
+
+
+def test_no_finished_arm_is_refused(folder):
+    for done in folder.glob("*/done.json"):
+        done.unlink()
+    assert "no finished arm" in refusal(folder)
+
+
+def test_without_the_baseline_there_is_no_speedup(folder):
+    change_done(folder, "ar", status="error")
+    assert not read_run(folder).has_baseline
+
+
+@pytest.mark.parametrize("name", ["run.json", "cell-ar/done.json"])
+def test_newer_schema_is_refused(folder, name):
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2}))
+    assert "newer gammatune (schema 2" in refusal(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_truncated_turns_are_refused(folder, keep):
+    file = folder / "cell-fixed-2" / "turns.jsonl"
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "cut short" in refusal(folder)
+
+
+def test_a_changed_number_is_refused(folder):
+    file = folder / "cell-fixed-2" / "turns.jsonl"
+    file.write_text(file.read_text().replace('"prompt_tokens":4', '"prompt_tokens":5', 1))
+    assert "checksum differs from done.json" in refusal(folder)
+
+
+def test_rounds_that_do_not_add_up_are_refused(folder):
+    file = folder / "cell-fixed-2" / "turns.jsonl"
+    file.write_text(file.read_text().replace('"output_ids":[', '"output_ids":[7,', 1))
+    change_done(folder, "fixed-2", sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    assert "do not add up" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["run.json", "cell-ar/done.json", "cell-ar/provenance.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_damaged_json_is_refused(folder, name, content):
+    (folder / name).write_text(content)
+    assert "damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["arms", "pair", "tasks", "runtime"])
+def test_run_json_without_a_needed_key_is_refused(folder, key):
+    facts = json.loads((folder / "run.json").read_text())
+    del facts[key]
+    (folder / "run.json").write_text(json.dumps(facts))
+    assert "damaged" in refusal(folder)
+
+
+def test_missing_turns_are_refused(folder):
+    (folder / "cell-ar" / "turns.jsonl").unlink()
+    assert "cannot be read" in refusal(folder)
+
+
+def test_missing_pieces_are_refused_when_they_are_needed(folder):
+    (folder / "pieces.json").unlink()
+    run = read_run(folder)
+    with pytest.raises(UserError, match="pieces.json cannot be read"):
+        run.pieces.get(0)
+
+
+def test_no_run_says_which_command_makes_one(tmp_path):
+    assert "python run.py" in refusal(tmp_path / "nothing")
+    with pytest.raises(UserError, match="python run.py"):
+        newest_run(tmp_path)
+
+
+def test_the_folder_of_runs_points_to_a_run_inside(folder):
+    assert str(folder) in refusal(folder.parent)
+
+
+def test_newest_run_prefers_own_finished_runs(folder, tmp_path):
+    reference = store_run(tmp_path / "reference" / "shipped", SMALL)
+    assert newest_run(tmp_path) == folder
+    for done in folder.glob("*/done.json"):
+        done.unlink()
+    assert newest_run(tmp_path) == reference
+
+
+def test_results_folder_is_found_from_below(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.delenv("GAMMATUNE_RESULTS", raising=False)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert results_folder() == tmp_path / "results"
+
+
+def test_two_runs_are_two_folders(folder, tmp_path):
+    second = store_run(tmp_path / "runs" / "again", SMALL)
+    assert sorted(find_runs(tmp_path / "runs")) == sorted([folder, second])

@@ -1,0 +1,189 @@
+"""Measuring prices through the loop on the tiny pair, and the fit on known times; no test asks how fast anything was."""
+
+import argparse
+import json
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from gammatune.commands import pricing
+from gammatune.errors import UserError
+from gammatune.replay.prices import PARTS, Price, read_cost
+from gammatune.studies import measure_prices as cost_run
+from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
+from gammatune.studies.measure_prices import CostRun, Plan, WatchingProbe, prepare_place, show_prices, write_cost
+from gammatune.tasks.specbench import Question
+
+PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
+
+
+@pytest.fixture(scope="module")
+def tiny(make_config):
+    return CostRun(make_config("model_pair=tiny-random"), PLAN)
+
+
+@pytest.fixture(scope="module")
+def curve(tiny):
+    return tiny.run()
+
+
+def known_samples(disturbed=()):
+    """Times after a known rule, without noise; the rounds at `disturbed` took a hundred times as long."""
+    samples = Samples()
+    for index, (length, forwards, fed, watched) in enumerate(
+        (length, forwards, fed, watched)
+        for length in (100, 300, 500)
+        for forwards in range(5)
+        for fed in (1, 2)
+        for watched in (False, True)
+    ):
+        draft = forwards * (8 + 0.01 * length + watched) + 0.5 * (forwards > 0) + 1.5 * (forwards > 0) * (fed == 2)
+        times = {"draft_ms": draft, "verify_ms": 30 + 2 * forwards + 0.02 * length, "rest_ms": 0.25}
+        times = {name: ms * (100 if index in disturbed else 1) for name, ms in times.items()}
+        where = {"length": length, "context": length, "watched": watched, "forwards": forwards, "fed": fed}
+        samples.rounds.append(where | times)
+    for length in (100, 300, 500):
+        samples.prefills.append({"length": length, "models": "target", "ms": 3.0 * length})
+        samples.prefills.append({"length": length, "models": "both", "ms": 7 + 4.0 * length})
+    return samples
+
+
+def close(price: Price, base: float, slope: float) -> bool:
+    return (price.base, price.slope) == pytest.approx((base, slope), rel=0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("disturbed", ((), (7, 30, 55)))
+def test_the_fit_finds_the_rule_behind_the_times(disturbed):
+    curve = fit_prices(known_samples(disturbed), {})
+    assert close(curve.blind.step, 8, 0.01) and close(curve.watched.step, 9, 0.01)
+    if not disturbed:
+        assert close(curve.blind.start, 0.5, 0) and close(curve.blind.catch_up, 1.5, 0)
+    assert [price.base for price in curve.verify] == pytest.approx([30, 32, 34, 36, 38], rel=0.03)
+    assert [price.slope for price in curve.verify] == pytest.approx([0.02] * 5, rel=0.15)
+    assert close(curve.rest, 0.25, 0)
+    assert close(curve.prefill_target, 0, 3) and close(curve.prefill_both, 7, 4)
+
+
+def test_one_prompt_length_shows_no_slope():
+    samples = known_samples()
+    samples.rounds = [r | {"context": r["context"] + i} for i, r in enumerate(samples.rounds) if r["length"] == 300]
+    samples.prefills = [p for p in samples.prefills if p["length"] == 300]
+    curve = fit_prices(samples, {})
+    prices = (curve.blind.step, *curve.verify, curve.rest, curve.prefill_both)
+    assert all(price.slope == 0 for price in prices)
+    assert close(curve.blind.step, 11, 0) and close(curve.prefill_both, 1207, 0)
+
+
+def test_no_price_falls_with_the_context_or_below_nothing():
+    frame = pd.DataFrame({"length": [10, 20, 30], "context": [10, 20, 30], "size": 1, "ms": [5.0, 4.0, 3.0]})
+    falling = fit_line(frame, "ms")
+    assert falling.slope == pytest.approx(0, abs=1e-6) and 3 < falling.base < 5
+    frame["ms"] = [1.0, 4.0, 9.0]
+    assert fit_line(frame, "ms").base == pytest.approx(0, abs=1e-6)
+
+
+def test_a_pass_meets_every_block_length_once_and_whole(tiny):
+    samples = Samples()
+    for gammas in ([3, 0, 6, 1, 5, 2, 4], [0, 1, 2, 3, 4, 5, 6]):
+        tiny.measure_pass(16, WatchingProbe(gammas=gammas), samples)
+    assert [r["forwards"] for r in samples.rounds] == [3, 0, 6, 1, 5, 2, 4, 0, 1, 2, 3, 4, 5, 6]
+    assert samples.rounds[0]["context"] == 16 and samples.rounds[0]["fed"] == 1
+    assert samples.rounds[2]["fed"] >= 2
+    assert [(p["length"], p["models"]) for p in samples.prefills] == [(16, "target"), (16, "both")] * 2
+
+
+def test_all_contexts_and_both_ways_of_drafting_get_the_same_number_of_each_block(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tiny, "measure_pass", lambda context, probe, _: seen.append((context, probe)))
+    monkeypatch.setattr(cost_run, "fit_prices", lambda samples, facts: None)
+    tiny.run()
+    passes = seen[1:]  # the first one warms up
+    counts = Counter((context, probe.watches_draft, gamma) for context, probe in passes for gamma in probe.gammas)
+    assert set(counts) == {(c, w, g) for c in (16, 48) for w in (False, True) for g in range(7)}
+    assert set(counts.values()) == {PLAN.repeats}
+    assert len({tuple(probe.gammas) for _, probe in passes}) > 1
+
+
+def test_a_measured_curve_prices_every_block(curve):
+    assert len(curve.verify) == PLAN.gamma_max + 1
+    assert all(price.base > 0 and price.samples == 8 for price in curve.verify)
+    for drafting in (curve.blind, curve.watched):
+        assert drafting.step.at(48) > 0 and drafting.step.samples == 24
+    assert curve.rest.samples == 56 and curve.prefill_target.samples == 8 and curve.prefill_both.samples == 8
+    assert curve.prefill_both.at(48) > 0 and curve.ratio(16) > 0
+
+
+def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
+    path = tmp_path / "new" / "cost.json"
+    prepare_place(path)
+    write_cost(curve, path)
+    stored = json.loads(path.read_text())
+    assert stored["schema"] == 1 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
+    assert stored["runtime"]["name"] == "eager" and stored["provenance"]["packages"]["torch"]
+    assert set(stored["prices"]) == set(PARTS)
+    assert read_cost(path).verify == curve.verify
+    assert [file.name for file in path.parent.iterdir()] == ["cost.json"]
+
+
+def test_the_table_names_what_the_curve_holds(curve):
+    table = show_prices(curve)
+    assert "T_target(6)" in table and "T_target(9)" not in table and "context 48" in table
+    assert f"{curve.blind.step.at(16):.3f}".rstrip("0") in table
+
+
+def test_the_default_file_follows_the_settings_and_not_the_moment(make_config, tmp_path):
+    paths = {
+        CostRun(make_config("model_pair=tiny-random", *more), PLAN).default_path(tmp_path)
+        for more in ((), (), ("decode=sample",))
+    }
+    assert len(paths) == 2
+
+
+def test_prompts_that_leave_no_room_become_the_longest_that_do():
+    assert Plan((128, 4096, 8192), 24, 1).fit(2048).contexts == (128, 2048 - 325)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    (
+        (lambda: Plan(contexts=()), "2 tokens or more"),
+        (lambda: Plan(contexts=(128, 1)), "--contexts 128,1 .*2 tokens or more"),
+        (lambda: Plan(gamma_max=0), "--gamma-max 0 must be 1"),
+        (lambda: Plan(repeats=0), "--repeats 0 must be 1"),
+        (lambda: Plan(gamma_max=60).fit(512), "needs up to 1891 tokens.*addresses 512"),
+        (lambda: pricing.read_lengths("128;512"), "--contexts 128;512 cannot be read"),
+        (lambda: pricing.read_lengths(""), "cannot be read"),
+    ),
+)
+def test_wrong_settings_get_one_sentence(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_the_verb_writes_its_file_and_prints_the_table(tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    pricing.add_verbs(parser.add_subparsers())
+    out = tmp_path / "prices.json"
+    words = ["cost", "model_pair=tiny-random", "--contexts", "16", "--gamma-max", "3", "--repeats", "1", "--out", str(out)]
+    options = parser.parse_args(words)
+    assert options.verb(options) == 0
+    printed = capsys.readouterr().out
+    assert "T_draft" in printed and printed.splitlines()[-1] == str(out)
+    assert len(read_cost(out).verify) == 4
+
+
+def test_prompts_are_the_questions_over_again(tiny):
+    questions = [Question(1, "qa", "qa", ["ab", "c"])]
+    ids = cost_run.repeat_text(tiny.runtime.pair.tokenizer, questions, 13)
+    once = tiny.runtime.pair.tokenizer.encode("ab c")
+    assert ids == (once * 13)[:13] and len(once) < 13
+    assert len(tiny.text) == 48
+
+
+def test_an_unusable_place_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        prepare_place(tmp_path / "file" / "cost.json")
+    with pytest.raises(UserError, match="is a folder: name a file with --out"):
+        prepare_place(tmp_path)
