@@ -55,7 +55,7 @@ def wasted_forward_fraction(turns: pd.DataFrame) -> float:
 
     Larger than wasted_draft_fraction where a policy drops the token it stopped at: that pass was paid for, too.
     """
-    return ratio(turns["draft_forwards"].sum() - turns["accepted"].sum(), turns["draft_forwards"].sum())
+    return ratio(turns["forwards"].sum() - turns["accepted"].sum(), turns["forwards"].sum())
 
 
 def conditional_acceptance(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -6,12 +6,12 @@ from gammatune.decoding.exactness import compare_answers
 from gammatune.errors import UserError
 from gammatune.records import TurnLog
 from gammatune.runs.cells import Cell, RunFolder, write_json
-from gammatune.runtimes.base import PairRuntime
-from gammatune.tasks.prompts import answer_text, build_prompt
+from gammatune.runs.session import Session
+from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.specbench import Question
 
 
-def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell, cell: Cell, greedy: bool) -> dict:
+def judge_cell(session: Session, reference: Cell, cell: Cell, greedy: bool) -> dict:
     """Counts and verdict of one cell. Sampled answers cannot be compared one to one: exact is None there."""
     summary = {
         "status": "ok",
@@ -24,7 +24,7 @@ def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell,
         "error": None,
         "differences": [],
     }
-    by_id = {question.question_id: question for question in questions}
+    by_id = {question.question_id: question for question in session.questions.questions}
     for wanted, got in pair_questions(reference, cell):
         for turn in got:
             summary["turns"] += 1
@@ -32,7 +32,7 @@ def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell,
             summary["tokens"] += len(turn.output_ids)
             summary["repetitions"] = max(summary["repetitions"], turn.repetition + 1)
         if greedy and wanted:
-            judge_question(runtime, by_id[got[0].question_id], (wanted, got), summary)
+            judge_question(session, by_id[got[0].question_id], (wanted, got), summary)
     return summary
 
 
@@ -62,13 +62,13 @@ def group_questions(cell: Cell):
         yield group
 
 
-def judge_question(runtime: PairRuntime, question: Question, logs: tuple[list, list], summary: dict) -> None:
+def judge_question(session: Session, question: Question, logs: tuple[list, list], summary: dict) -> None:
     """Compare turn by turn. After a difference the later turns answer another prompt, so there is nothing to compare."""
-    pair, answers = runtime.pair, []
+    answers = []
     for index, (wanted, got) in enumerate(zip(*logs, strict=True)):
         if wanted.output_ids != got.output_ids:
-            prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[: index + 1], answers)
-            verdict = compare_answers(runtime, prompt, wanted.output_ids, got.output_ids)
+            prompt = session.prompt(question, index, answers)
+            verdict = compare_answers(session.engine, prompt, wanted.output_ids, got.output_ids)
             summary["differences"].append(
                 {"question_id": question.question_id, "turn": index, "repetition": got.repetition, **vars(verdict)}
             )
@@ -77,13 +77,13 @@ def judge_question(runtime: PairRuntime, question: Question, logs: tuple[list, l
             else:
                 summary |= {"status": "wrong_output", "exact": False}
             return
-        answers.append(answer_text(pair.tokenizer, wanted.output_ids))
+        answers.append(answer_text(session.pair.tokenizer, wanted.output_ids))
 
 
 def write_pieces(folder: RunFolder, tokenizer) -> None:
     """The text of every emitted id, so that answers can be shown without a tokenizer.
 
-    Decoded behind an anchor, because some tokenizers drop the space before a first word.
+    Decoded after an anchor, because some tokenizers drop the space before a first word.
     """
     ids = {token for cell in folder.cells for _, turn in cell.read_turns() for token in turn.output_ids}
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
