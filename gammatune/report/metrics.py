@@ -1,6 +1,6 @@
 """Every number that a report prints, each definition under its own name; docs/metrics.md has the same list for readers.
 
-`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.report.frames; each function takes the rows of
+`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.runs.frames; each function takes the rows of
 one arm. A ratio whose denominator is zero (acceptance of an arm that never drafts) is NaN.
 """
 

@@ -14,10 +14,11 @@ from gammatune.errors import UserError
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
-from gammatune.runs.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.monitor import watch_machine
-from gammatune.runs.provenance import describe_environment, measure_peaks
+from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, open_session
+from gammatune.runs.store import Cell, RunFolder, open_run
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.specbench import Question
@@ -77,7 +78,7 @@ class Runner:
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
-                with watch_machine(self.folder.path / "machine.jsonl"):
+                with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
                     self.warm_up()
                     self.answer_all(progress)
             if not all(arm.cell.read_done() for arm in progress):
@@ -197,9 +198,9 @@ class Runner:
 
     def finish(self, progress: list[Progress]) -> None:
         """Judge every arm against the reference and write its last word."""
-        reference, greedy = self.folder.reference, self.config.decode.greedy
+        reference = list(group_questions(self.folder.reference))
         for arm in progress:
-            summary = judge_cell(self.session, reference, arm.cell, greedy)
+            summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.session.pair.device))

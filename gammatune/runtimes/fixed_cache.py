@@ -1,14 +1,14 @@
 """What the compiled models share: a cache that stays where it is, of which only the length changes."""
 
-import torch
-
 
 class FixedCache:
     """`length` tokens are in the cache; what lies behind them is overwritten by the next forward. ids: see CachedModel."""
 
-    def __init__(self, vocab_size: int, ids: torch.Tensor | None):
-        self.ids = ids
-        self.vocab_size = vocab_size if ids is None else len(ids)
+    takes_masks = False
+    records_graphs = False
+
+    def __init__(self, vocab_size: int, ids=None):
+        self.vocab_size = vocab_size
         self.length = 0
 
     def reset(self) -> None:

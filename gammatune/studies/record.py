@@ -11,7 +11,7 @@ from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
 from gammatune.runs.acceptance import Recording
-from gammatune.runs.cells import content_hash, hold_folder, read_json, write_json
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
 from gammatune.tasks.specbench import Question
