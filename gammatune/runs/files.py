@@ -1,4 +1,4 @@
-"""Files that runs and recordings are made of: JSON written atomically, content hashes, and folders that one process holds."""
+"""Files that runs and recordings are made of: JSON written atomically, content hashes, folders that one process holds."""
 
 import fcntl
 import hashlib
