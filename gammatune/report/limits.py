@@ -27,8 +27,8 @@ class Limits:
 
     def sentence(self) -> str:
         parts = (
-            f"a plain step of the target takes {self.target_ms:.1f} ms, a draft step {self.draft:.2f} of that, and verifying "
-            f"two tokens {self.verify:.2f}"
+            f"a plain step of the target takes {self.target_ms:.1f} ms, a draft step {self.draft:.2f} of that, and "
+            f"verifying two tokens {self.verify:.2f}"
         )
         needed = f"drafting one token pays from {self.break_even:.0%} acceptance on, and {self.acceptance:.0%} are accepted"
         if self.break_even >= 1:
@@ -37,7 +37,7 @@ class Limits:
 
 
 def measure_limits(run: StoredRun) -> Limits | None:
-    """None where the run has no drafted rounds to measure, or none of them drafted two tokens or fewer."""
+    """None where the run has no plain or no drafted rounds to measure."""
     rounds = run.rounds
     plain = rounds[rounds["label"] == BASELINE]["verify_ms"]
     drafted = rounds[rounds["drafted"] > 0]
