@@ -7,9 +7,9 @@ import torch
 from transformers import DynamicCache
 
 from gammatune.models.pairs import Pair
+from gammatune.runtimes import cuda, native
 from gammatune.runtimes.cuda import GraphedModel
-from gammatune.runtimes.cuda_layers import why_not_graphed
-from gammatune.runtimes.native import NativeModel, why_not_native
+from gammatune.runtimes.native import NativeModel
 
 
 class CachedModel:
@@ -100,7 +100,7 @@ def build_runtime(pair: Pair, name: str) -> PairRuntime:
     """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form."""
     if name == "eager":
         return eager_runtime(pair)
-    compiled, why_not = (GraphedModel, why_not_graphed) if pair.device.type == "cuda" else (NativeModel, why_not_native)
+    compiled, why_not = (GraphedModel, cuda.refusal) if pair.device.type == "cuda" else (NativeModel, native.refusal)
     reasons = {role: why_not(model) for role, model in (("target", pair.target), ("draft", pair.draft))}
     found = [f"{role}: {reason}" for role, reason in reasons.items() if reason]
     if found:

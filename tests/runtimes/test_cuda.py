@@ -6,57 +6,39 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llamas import VOCAB, compare, llama, tokens_of
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaForCausalLM
 
-from gammatune.config import DecodeConfig, Shape
+from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
 from gammatune.models.pairs import Pair, random_pair
-from gammatune.models.tiny import TinySettings, build_tiny_models, llama_config
 from gammatune.policies import POLICIES
-from gammatune.runtimes import cuda as graphs
+from gammatune.runtimes import cuda
 from gammatune.runtimes.base import CachedModel, PairRuntime, eager_runtime
-from gammatune.runtimes.cuda import GraphedModel, GraphSettings
-from gammatune.runtimes.cuda_layers import PLAIN, why_not_graphed, why_not_laid_out
+from gammatune.runtimes.cuda import PLAIN, GraphedModel, GraphSettings
 
-VOCAB, POSITIONS = 40, 128
-# Reaches of 16, 32, 64 and 128 and a cache that starts with 32 positions: short feeds cross every border
-SHORT = GraphSettings(most_tokens=9, reach=16, room=32, capture=False, compiled=False)
-
-
-def llama(kv_heads: int = 2, tied: bool = False, **extra) -> LlamaForCausalLM:
-    shape = Shape(64, 128, 2, 4, kv_heads, VOCAB, POSITIONS, tie_word_embeddings=tied)
-    if extra:
-        return LlamaForCausalLM(llama_config(shape, **extra)).eval()
-    return build_tiny_models(shape, shape, TinySettings(seed=3))[0].eval()
-
+POSITIONS = 128
+# Spans of 16, 32, 64 and 128 and a cache that starts with 32 positions: short feeds cross every border
+SHORT = GraphSettings(most_tokens=9, span=16, capacity=32, capture=False, compiled=False)
 
 MODELS = {"grouped": llama(), "one head for all": llama(1), "not grouped": llama(4), "tied": llama(tied=True)}
 # Their own copies, since GraphedModel moves the weights of the one that it is given
 REFERENCES = {"grouped": llama(), "one head for all": llama(1), "not grouped": llama(4), "tied": llama(tied=True)}
 
 
-def tokens_of(seed: int, length: int) -> torch.Tensor:
-    return torch.randint(4, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
-
-
-def compare(graphed: GraphedModel, eager: CachedModel, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-    got, expected = graphed.forward(tokens, keep), eager.forward(tokens, keep)
-    assert got.shape == expected.shape and got.dtype == torch.float32 and graphed.length == eager.length
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    return got
+def both(name: str = "grouped") -> tuple[GraphedModel, CachedModel]:
+    return GraphedModel(MODELS[name], VOCAB, POSITIONS, settings=SHORT), CachedModel(REFERENCES[name], VOCAB)
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     steps=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 9)), min_size=1, max_size=9),
 )
 def test_logits_are_transformers_own(name, seed, steps):
     """Feeds of any size, longer than a graph takes included, each followed by a crop, as verification does."""
-    graphed = GraphedModel(MODELS[name], VOCAB, POSITIONS, settings=SHORT)
-    eager = CachedModel(REFERENCES[name], VOCAB)
+    graphed, eager = both(name)
     for size, keep, dropped in steps:
         compare(graphed, eager, tokens_of(seed + size, size), min(keep, size))
         for each in (graphed, eager):
@@ -64,11 +46,8 @@ def test_logits_are_transformers_own(name, seed, steps):
 
 
 def test_stale_entries_are_hidden():
-    """After a rejection the cache still holds what was rejected, behind the positions that count."""
-    graphed, eager = (
-        GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=SHORT),
-        CachedModel(REFERENCES["grouped"], VOCAB),
-    )
+    """After a rejection the cache still holds what was rejected, after the positions that count."""
+    graphed, eager = both()
     compare(graphed, eager, tokens_of(0, 8), 1)
     compare(graphed, eager, tokens_of(1, 8), 8)
     before = graphed.layers[0].keys[:, 6:16].clone()
@@ -81,10 +60,7 @@ def test_stale_entries_are_hidden():
 
 
 def test_reset_starts_over():
-    graphed, eager = (
-        GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=SHORT),
-        CachedModel(REFERENCES["grouped"], VOCAB),
-    )
+    graphed, eager = both()
     for seed in (1, 2):
         graphed.reset()
         eager.reset()
@@ -106,16 +82,11 @@ def test_earlier_logits_are_not_overwritten():
 
 
 def test_a_text_that_outgrows_the_cache_keeps_what_it_had():
-    graphed, eager = (
-        GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=SHORT),
-        CachedModel(REFERENCES["grouped"], VOCAB),
-    )
+    graphed, eager = both()
     compare(graphed, eager, tokens_of(0, 30), 1)
-    assert graphed.room == 32
+    assert graphed.capacity == 32
     compare(graphed, eager, tokens_of(1, 9), 9)
-    assert graphed.room == 64 and graphed.graphs.keys() == {(9, 9, 64)}
-    with pytest.raises(ValueError, match="129 tokens do not fit a cache of 128 positions"):
-        graphed.forward(tokens_of(2, 90), 1)
+    assert graphed.capacity == 64 and graphed.graphs.keys() == {(9, 9, 64)}
     compare(graphed, eager, tokens_of(2, 2), 2)
 
 
@@ -133,7 +104,7 @@ def test_warm_records_what_a_run_will_ask_for(monkeypatch):
     gamma_max = 8
     target = GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=SHORT)
     target.warm(range(1, gamma_max + 2), context=60)
-    assert set(target.graphs) == {(n, n, reach) for n in range(1, gamma_max + 2) for reach in (16, 32, 64)}
+    assert set(target.graphs) == {(n, n, span) for n in range(1, gamma_max + 2) for span in (16, 32, 64)}
     draft = GraphedModel(MODELS["tied"], VOCAB, POSITIONS, settings=SHORT)
     draft.warm([1, 2], keep=1)
     assert set(draft.graphs) == {(1, 1, 16), (2, 1, 16)} and draft.length == 0
@@ -185,9 +156,9 @@ def graphed_runtime(pair: Pair) -> PairRuntime:
 PAIRS = [random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head) for head in (None, 20)]
 
 
-@pytest.mark.parametrize("name", [name for name, rule in POLICIES.items() if not rule.needs_foresight])
+@pytest.mark.parametrize("name", ["ar", "gammatune_plus"])
 @pytest.mark.parametrize("pair", PAIRS, ids=["whole head", "reduced head"])
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 100), budget=st.integers(1, 40))
 def test_decoding_gives_the_same_ids_and_rounds(pair, name, seed, budget):
     prompt, answers = tokens_of(seed, 8).tolist(), []
@@ -206,13 +177,13 @@ def test_a_pair_is_warmed_as_its_loop_feeds_it():
 
 
 def compiled_model() -> GraphedModel:
-    settings = GraphSettings(most_tokens=9, reach=16, room=128, capture=False)
+    settings = GraphSettings(most_tokens=9, span=16, capacity=128, capture=False)
     return GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=settings)
 
 
 def test_the_pieces_are_compiled_once_for_all_counts(monkeypatch, capsys):
     """Everything of the compiler but its last stage, which would take most of the time."""
-    monkeypatch.setattr(graphs.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(cuda.torch, "compile", partial(torch.compile, backend="aot_eager"))
     graphed, eager = compiled_model(), CachedModel(REFERENCES["grouped"], VOCAB)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -222,6 +193,7 @@ def test_the_pieces_are_compiled_once_for_all_counts(monkeypatch, capsys):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 6  # three pieces, for one token and for several
 
 
+@pytest.mark.slow
 def test_the_compiled_pieces_give_the_same_logits(capsys):
     """What runs inside the graphs on a GPU: the whole compiler, here for the CPU."""
     graphed, eager = compiled_model(), CachedModel(REFERENCES["grouped"], VOCAB)
@@ -234,7 +206,7 @@ def test_where_the_compiler_fails_graphs_remain_with_one_warning(monkeypatch, ca
     def broken(*_, **__):
         raise torch._dynamo.exc.TorchDynamoException("no compiler here\nand a long story")
 
-    monkeypatch.setattr(graphs.torch, "compile", lambda *_, **__: broken)
+    monkeypatch.setattr(cuda.torch, "compile", lambda *_, **__: broken)
     graphed = GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=GraphSettings(most_tokens=9, capture=False))
     eager = CachedModel(REFERENCES["grouped"], VOCAB)
     for n in (3, 4):
@@ -247,20 +219,7 @@ def test_running_out_of_memory_is_no_reason_to_go_on(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(graphs.torch, "compile", lambda *_, **__: full)
+    monkeypatch.setattr(cuda.torch, "compile", lambda *_, **__: full)
     graphed = GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=GraphSettings(capture=False))
     with pytest.raises(torch.OutOfMemoryError):
         graphed.forward(tokens_of(0, 2), 1)
-
-
-def test_what_has_no_graphs_says_why():
-    assert why_not_graphed(torch.nn.Linear(2, 2)) == "Linear is no Llama"
-    assert why_not_graphed(llama()) == "its weights are on cpu, not on one CUDA device"
-    assert why_not_laid_out(llama()) == ""
-    assert why_not_laid_out(llama(attention_bias=True)) == "its layers have biases or another activation"
-    quantised = llama()
-    quantised.model.layers[0].self_attn.q_proj = torch.nn.Identity()
-    assert why_not_laid_out(quantised) == "its layers are quantised"
-    stretched = llama()
-    stretched.model.rotary_emb.rope_type = "dynamic"
-    assert "dynamic rotary embedding" in why_not_laid_out(stretched)
