@@ -198,14 +198,16 @@ class RuntimeConfig:
 class RunConfig:
     """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
 
-    starts: when given, each policy that has a `gamma` runs once from each of these. repetitions: passes over all
-    questions, for a spread between passes. results: folder of all runs. plan: only print what would run. acceptance: also
-    leave the acceptance table of the answers (greedy only), from which any policy is replayed and this run is checked.
+    drafter: what proposes, one by its name; empty for the pair's draft model. starts: when given, each policy that has a
+    `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between passes. results:
+    folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the answers (greedy
+    only), from which any policy is replayed and this run is checked.
     """
 
     model_pair: PairConfig = field(default_factory=PairConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     policy: dict[str, Any] = field(default_factory=dict)
+    drafter: dict[str, Any] = field(default_factory=dict)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     starts: list[int] = field(default_factory=list)
@@ -216,6 +218,8 @@ class RunConfig:
     acceptance: bool = True
 
     def __post_init__(self):
+        if len(self.drafter) > 1:
+            raise UserError(f"drafter={list(self.drafter)} names several: choose one.")
         if self.repetitions < 1:
             raise UserError(f"repetitions={self.repetitions} must be 1 or more.")
         if min(self.starts, default=0) < 0:

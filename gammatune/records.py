@@ -1,44 +1,146 @@
-"""Round and TurnLog: the record that every decoder writes and everything downstream reads.
+"""What the steps of decoding hand to each other, and the log of an answer that everything downstream reads.
 
-A turn is one prompt and its answer. Its answer is made in rounds: the draft proposes `drafted` tokens (the policy
-`planned` some number), the target verifies them in one forward pass, `accepted` of them stand, and one more token
-comes from the target itself (the correction after a rejection, the bonus token after a full acceptance).
-Autoregressive decoding is the same record with `planned = drafted = accepted = 0`.
+An answer is made in rounds: the drafter proposes `drafted` tokens (the policy planned some number), the target verifies them
+in one forward pass and accepts a prefix, and one more token comes from the target itself: the correction of the first
+rejected token, or the bonus token after a full acceptance. Autoregressive decoding is the same record with
+`planned = drafted = accepted = 0`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from gammatune.errors import UserError
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    import torch
 
-STOP_REASONS = ("length", "policy", "eos", "budget")
+SCHEMA = 2
+SIGNAL_DIGITS = 4
+
+# planned length reached | the policy stopped | an end of sequence was drafted | no more tokens allowed | nothing to propose
+STOP_REASONS = ("length", "policy", "eos", "budget", "drafter")
 
 
-@dataclass
-class Round:
-    """One draft block and its verification.
+@dataclass(slots=True)
+class Signals:
+    """What the drafter reports about one proposed token. Valid during `keep_drafting` only.
 
-    planned: gamma that the policy asked for. drafted: tokens sent to the target, up to and including a drafted end of
-    sequence. accepted: drafted tokens that stand (bonus excluded). emitted: accepted + 1, or accepted where an accepted
-    end of sequence leaves no bonus. draft_forwards: draft forward passes spent (a token dropped by a policy costs one).
-    stop: why drafting ended: planned length reached, the policy's word, the draft proposed the end of the sequence, or
-    no more tokens were allowed. context: committed tokens before the round. Times in milliseconds. state: the
-    policy's own numbers when it planned this round.
+    All are rounded to four decimals, live and recorded, so that the order of floating-point sums decides nothing.
     """
 
-    planned: int
-    drafted: int
-    accepted: int
-    emitted: int
-    draft_forwards: int
-    stop: str
-    context: int
-    draft_ms: float = 0.0
-    verify_ms: float = 0.0
-    policy_ms: float = 0.0
-    state: dict = field(default_factory=dict)
+    index: int  # place in the block, from 0
+    top1: float  # probability of the drafter's first choice, at temperature 1
+    entropy: float  # of its distribution at temperature 1, in nats
+    margin: float  # top-1 minus top-2 probability
+    chosen: float  # probability of the drafted token under the distribution it was drawn from (greedy: top1)
+
+    @classmethod
+    def rounded(cls, index: int, top1: float, entropy: float, margin: float, chosen: float) -> "Signals":
+        return cls(index, *(round(value, SIGNAL_DIGITS) for value in (top1, entropy, margin, chosen)))
+
+
+@dataclass(slots=True)
+class Block:
+    """A block while it is drafted, and the rules that end it: planned length, budget, end of sequence, the policy's stop.
+
+    The decoding loop, transformers' generate and the replay all end their blocks by these rules.
+    """
+
+    planned: int  # gamma that the policy asked for
+    room: int  # tokens that may be drafted: the last one that the budget allows is left to the target
+    ends: frozenset[int] = frozenset()  # ids that end the sequence
+    keep: Callable[[Signals], bool] | None = None  # a watching policy's keep_drafting; None where nothing watches
+    exclude: bool = False  # whether the token at which `keep` said no is dropped rather than verified
+    drafted: int = 0  # tokens in the block
+    ended: bool = False  # the last of them ends the sequence
+    stopped: bool = False  # the policy stopped after the last of them
+    dropped: bool = False  # the policy stopped, and one more token was drafted in vain
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the block may get."""
+        return min(self.planned, self.room)
+
+    @property
+    def watched(self) -> bool:
+        """Whether `add` needs the drafter's signals."""
+        return self.keep is not None
+
+    def add(self, token: int | None, signals: Signals | None = None) -> bool:
+        """Take one drafted token; whether to draft another. token: None where reading it would wait for the device.
+
+        A dropped token is not part of the block: `drafted` does not count it.
+        """
+        if self.keep is not None and not self.keep(signals):
+            if self.exclude:
+                self.dropped = True
+                return False
+            self.stopped = True
+        self.drafted += 1
+        self.ended = token in self.ends
+        return not (self.ended or self.stopped) and self.drafted < self.limit
+
+    def cut(self, tokens: list[int]) -> None:
+        """End the block after the first end of sequence among its tokens, which were perhaps not read while drafting."""
+        for place, token in enumerate(tokens):
+            if token in self.ends:
+                self.drafted, self.ended = place + 1, True
+                return
+
+    @property
+    def stop(self) -> str:
+        """Why drafting ended, one of STOP_REASONS."""
+        if self.ended:
+            return "eos"
+        if self.dropped or (self.stopped and self.drafted < self.planned):
+            return "policy"
+        if self.drafted == self.planned:
+            return "length"
+        return "budget" if self.drafted == self.limit else "drafter"
+
+
+@dataclass(slots=True)
+class Proposal:
+    """What a drafter proposes for one round."""
+
+    tokens: "torch.Tensor"  # [k], target ids, on the device
+    q: "torch.Tensor | None" = None  # [k, V], what each was drawn from; None where the drafter is deterministic
+    parents: "torch.Tensor | None" = None  # [k], index of the node before each, -1 for a root; None for a chain
+    forwards: int = 0  # forward passes of a draft model that it took
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What the target makes of a proposal."""
+
+    tokens: list[int]  # [k], the proposed tokens, on the host
+    path: list[int]  # accepted nodes in order; in a chain 0, 1, ..., accepted - 1
+    next_token: int  # the target's own token after them
+
+
+@dataclass(slots=True)
+class Round:
+    """One block and its verification."""
+
+    planned: int  # gamma that the policy asked for
+    drafted: int  # tokens sent to the target, up to and including a drafted end of sequence
+    accepted: int  # drafted tokens that were accepted, bonus excluded
+    emitted: int  # accepted + 1, or accepted where an accepted end of sequence leaves no bonus token
+    forwards: int  # draft forward passes spent; a token that the policy dropped costs one
+    stop: str  # why drafting ended, one of STOP_REASONS
+    context: int  # committed tokens before the round
+    draft_ms: float = 0.0  # milliseconds of proposing, the policy's own time excluded
+    verify_ms: float = 0.0  # milliseconds of the target's forward and of judging
+    policy_ms: float = 0.0  # milliseconds of all calls into the policy
+    state: dict = field(default_factory=dict)  # the policy's numbers when it planned this round
+    nodes: int | None = None  # tokens verified; equal to drafted in a chain, more in a tree
+    row: int = 0  # row of the batch
+
+    def __post_init__(self):
+        if self.nodes is None:
+            self.nodes = self.drafted
 
     @property
     def cut(self) -> bool:
@@ -51,6 +153,9 @@ class Round:
         return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, state
 
 
+ROUND_FIELDS = tuple(f.name for f in fields(Round))
+
+
 def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it", known: int = SCHEMA) -> None:
     """Raises UserError, naming the file or line `where`, when its schema number is above the highest that we know."""
     if schema > known:
@@ -59,30 +164,22 @@ def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it"
         )
 
 
-ROUND_FIELDS = tuple(f.name for f in fields(Round))
-
-
 @dataclass
 class TurnLog:
-    """One answered prompt: who, what came out, how long it took, and every round.
-
-    finish: "eos" or "length". wall_ms: the whole turn with prefill, without tokenisation. prefill_ms: the part before
-    the first round (both models where a draft is used). output_ids: generated ids, a final end of sequence included.
-    policy_after: the policy's state after the last round, from which an interrupted run goes on.
-    """
+    """One answered prompt: who, what came out, how long it took, and every round."""
 
     question_id: int
     category: str
     task: str
-    turn: int
+    turn: int  # which of the question's prompts, from 0
     prompt_tokens: int
-    output_ids: list[int]
-    finish: str
-    prefill_ms: float
-    wall_ms: float
+    output_ids: list[int]  # generated ids, a final end of sequence included
+    finish: str  # "eos" or "length"
+    prefill_ms: float  # before the first round: the prompt through the target, and through the drafter where one is used
+    wall_ms: float  # the whole turn with prefill, without tokenisation
     rounds: list[Round]
     repetition: int = 0
-    policy_after: dict = field(default_factory=dict)
+    policy_after: dict = field(default_factory=dict)  # state after the last round; an interrupted run goes on from it
 
     def to_json(self) -> str:
         """One JSON line; rounds are stored as columns (`planned: [..], drafted: [..], ...`)."""
@@ -98,6 +195,9 @@ class TurnLog:
             schema = record.pop("schema")
             refuse_newer(schema, where)
             columns = record.pop("rounds")
+            if schema == 1:
+                columns |= {"forwards": columns["draft_forwards"], "nodes": columns["drafted"]}
+                columns["row"] = [0] * len(columns["drafted"])
             rows = zip(*(columns[name] for name in ROUND_FIELDS), strict=True)
             return cls(**record, rounds=[Round(*row) for row in rows])
         except (ValueError, KeyError, TypeError, AttributeError) as error:

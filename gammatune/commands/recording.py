@@ -28,7 +28,7 @@ def record_table(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
     from gammatune.drafters.known import read_known
-    from gammatune.runs.acceptance import Recorder
+    from gammatune.studies.record import Recorder
 
     known = read_known(options.known) if options.known else None
     recorder = Recorder(config, options.out, options.gamma_max, known)

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gammatune.runtimes.base import PairRuntime
+from gammatune.decoding.loop import Engine
 
 # Largest difference of the two best logits that rounding alone can turn around, by dtype
 NEAR_TIE_LOGITS = {torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 5e-1}
 
 
 @dataclass
-class Verdict:
+class Comparison:
     """status: "exact", "near_tie" or "different"; position of the first difference; the target's margin there."""
 
     status: str
@@ -31,20 +31,20 @@ def first_difference(reference: list[int], candidate: list[int]) -> int | None:
     return None if len(reference) == len(candidate) else min(len(reference), len(candidate))
 
 
-def compare_answers(runtime: PairRuntime, prompt_ids: list[int], reference: list[int], candidate: list[int]) -> Verdict:
+def compare_answers(engine: Engine, prompt_ids: list[int], reference: list[int], candidate: list[int]) -> Comparison:
     """Judge an answer against the autoregressive one to the same prompt."""
     position = first_difference(reference, candidate)
     if position is None:
-        return Verdict("exact")
+        return Comparison("exact")
     if position >= min(len(reference), len(candidate)):
-        return Verdict("different", position)
-    margin = logit_gap(runtime, prompt_ids + reference[:position], (reference[position], candidate[position]))
-    tied = margin <= NEAR_TIE_LOGITS[runtime.pair.dtype]
-    return Verdict("near_tie" if tied else "different", position, margin)
+        return Comparison("different", position)
+    margin = logit_gap(engine, prompt_ids + reference[:position], (reference[position], candidate[position]))
+    tied = margin <= NEAR_TIE_LOGITS[engine.pair.dtype]
+    return Comparison("near_tie" if tied else "different", position, margin)
 
 
-def logit_gap(runtime: PairRuntime, prefix: list[int], tokens: tuple[int, int]) -> float:
+def logit_gap(engine: Engine, prefix: list[int], tokens: tuple[int, int]) -> float:
     """How far the worse of two tokens lies under the target's best logit after the prefix."""
-    runtime.reset()
-    logits = runtime.target.forward(runtime.upload(prefix), keep=1)[0]  # [V]
+    engine.target.reset()
+    logits = engine.target.forward(engine.device.upload(prefix), keep=1)[0]  # [V]
     return float(logits.max() - logits[list(tokens)].min())

@@ -1,54 +1,39 @@
-"""Answers that are already known, proposed in the draft's place: the target checks a block at a time and stays the judge.
+"""An answer that is already known, proposed in the draft's place: the target checks a block at a time and stays the judge.
 
 Recording needs the target's own answer, whoever wrote it down first. Where another run or a serving engine has it, the
 target confirms many tokens per forward; where that text is not the target's own, the target's token takes its place.
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-import torch
-
-from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import Generation, generate_speculative
+from gammatune.drafters.base import Drafter
 from gammatune.errors import UserError
-from gammatune.policies import POLICIES
-from gammatune.runtimes.base import PairRuntime
-
-BLOCK = 24
+from gammatune.records import Block, Proposal
 
 
-class KnownText:
-    """Stands where a draft model stands: its next token is the known one. Batch size 1."""
+@dataclass
+class KnownText(Drafter):
+    """Proposes the known token at each position of the answer, and nothing past its end."""
 
-    ids = None  # its rows are the target's own ids
+    name: ClassVar[str] = "known"
+    title: ClassVar[str] = "known text"
 
-    def __init__(self, vocab_size: int, prompt_tokens: int, ids: list[int]):
-        self.vocab_size = vocab_size
-        self.prompt_tokens = prompt_tokens
-        self.text = [token if 0 <= token < vocab_size else 0 for token in ids]  # another tokenizer's ids are wrong, no more
-        self.reset()
+    answer: list[int] = field(default_factory=list)
 
-    def reset(self) -> None:
-        self.length = 0
+    def begin(self, prompt: list[int], sampler) -> None:
+        self.prompt_tokens = len(prompt)
 
-    def forward(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-        """Take in tokens [n]; logits [1, V] that name the known token after them, or token 0 past the end of the text."""
-        self.length += tokens.shape[0]
-        place = self.length - self.prompt_tokens
-        logits = torch.zeros(1, self.vocab_size, device=tokens.device)
-        logits[0, self.text[place] if 0 <= place < len(self.text) else 0] = 1.0
-        return logits
-
-    def crop(self, length: int) -> None:
-        self.length = min(self.length, length)
-
-
-def confirm_answer(runtime: PairRuntime, prompt_ids: list[int], known: list[int], decode: DecodeConfig) -> Generation:
-    """The target's own greedy answer, in few forwards as far as `known` is that answer; gamma adapts where it is not."""
-    reader = KnownText(runtime.pair.vocab_size, len(prompt_ids), known)
-    policy = POLICIES["gammatune"](gamma=BLOCK, gamma_max=BLOCK, clip_expand="gamma_max")
-    return generate_speculative(PairRuntime(runtime.pair, runtime.target, reader), prompt_ids, policy, decode)
+    def propose(self, text: list[int], block: Block) -> Proposal:
+        place, tokens = len(text) - self.prompt_tokens, []
+        for token in self.answer[place : place + block.limit]:
+            # another tokenizer's id cannot be the target's: 0 is as wrong, and can be fed
+            tokens.append(token if 0 <= token < self.workplace.vocab_size else 0)
+            if not block.add(tokens[-1]):
+                break
+        return Proposal(self.workplace.device.upload(tokens))
 
 
 def read_known(path: Path) -> dict[tuple[int, int], list[int]]:
@@ -65,7 +50,7 @@ def read_known(path: Path) -> dict[tuple[int, int], list[int]]:
         raise UserError(f"Cannot read the known answers {path} ({error.strerror}): check the path.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} holds more than known answers ({type(error).__name__} behind {len(known)} good lines): give each line "
+            f"{path} holds more than known answers ({type(error).__name__} after {len(known)} good lines): give each line "
             "question_id, turn and output_ids."
         ) from error
     return known

@@ -5,31 +5,10 @@ from typing import ClassVar
 
 from gammatune.errors import UserError
 from gammatune.records import Round
+from gammatune.records import Signals as DraftSignal
 
 CARRIES = ("turn", "question", "never")
-SIGNAL_DIGITS = 4
 STOP_TOKENS = ("include", "exclude")
-
-
-@dataclass
-class DraftSignal:
-    """What the draft model thought when it proposed one token.
-
-    index: place in the block, from 0. top1, entropy (nats), margin (top-1 minus top-2 probability): of the draft's own
-    distribution at temperature 1. chosen: probability of the drafted token under the distribution it was drawn from
-    after warping (greedy: equal to top1). All are rounded to four decimals, in a live run as in a recorded one, so that
-    the order of floating-point sums does not decide what a policy sees. Valid during the call only.
-    """
-
-    index: int
-    top1: float
-    entropy: float
-    margin: float
-    chosen: float
-
-    @classmethod
-    def rounded(cls, index: int, top1: float, entropy: float, margin: float, chosen: float) -> "DraftSignal":
-        return cls(index, *(round(value, SIGNAL_DIGITS) for value in (top1, entropy, margin, chosen)))
 
 
 @dataclass
@@ -43,6 +22,7 @@ class Policy:
     kept: attributes that make up the state.
     """
 
+    drafts: ClassVar[bool] = True
     watches_draft: ClassVar[bool] = False
     needs_foresight: ClassVar[bool] = False
     gamma_is_start: ClassVar[bool] = False
@@ -71,7 +51,7 @@ class Policy:
         return True
 
     def observe(self, finished: Round) -> None:
-        """Learn from a verified round."""
+        """Learn from a verified round, which is valid during the call only: copy the numbers that are needed later."""
 
     def state(self) -> dict:
         """All that `plan` depends on, by attribute name (numbers only): logged with each round, enough to `restore`."""

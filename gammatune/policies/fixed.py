@@ -1,6 +1,7 @@
 """The same gamma in every round; gamma 0 is the target alone."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from gammatune.policies.base import Policy, require
 
@@ -8,6 +9,8 @@ from gammatune.policies.base import Policy, require
 @dataclass
 class Autoregressive(Policy):
     """No draft: every round is a plain target step. The baseline of every speedup."""
+
+    drafts: ClassVar[bool] = False
 
     def plan(self) -> int:
         return 0

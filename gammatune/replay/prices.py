@@ -12,7 +12,7 @@ import numpy as np
 
 from gammatune.errors import UserError
 from gammatune.records import refuse_newer
-from gammatune.replay.simulate import Replay, Walk
+from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 1
 LAST_BLOCKS = 8
@@ -137,7 +137,7 @@ def feeds_two(replay: Replay) -> np.ndarray:
 
 
 def prompt_lengths(prompts) -> np.ndarray:
-    return np.array([p.prompt_tokens if isinstance(p, Walk) else p for p in prompts])
+    return np.array([p.prompt_tokens if isinstance(p, ReplayTurn) else p for p in prompts])
 
 
 PARTS = ("blind", "watched", "verify", "rest", "prefill_target", "prefill_both")

@@ -1,70 +1,59 @@
 """Any policy over an acceptance table, round for round what a live run would log, without a model.
 
-A round is looked up instead of computed: from answer position p, the draft's next tokens match until the first mismatch, and
-behind that stands the recorded tail of its own continuation. Only times are missing: gammatune.replay.prices has prices.
+A round is looked up instead of computed: from answer position p, the drafter's next tokens match until the first mismatch,
+and after that stands the recorded continuation of its own. Only times are missing: gammatune.replay.prices has prices.
 """
 
-from array import array
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
+from sys import getrefcount
 
 import numpy as np
 
 from gammatune.errors import UserError
-from gammatune.policies import DraftSignal, Policy
-from gammatune.records import Round
-from gammatune.replay.table import MISMATCH, UNKNOWN, AcceptanceTable, AcceptanceTurn
-
-NEVER = 1 << 30
+from gammatune.policies import Policy
+from gammatune.policies.session import PolicyError, PolicySession, check_plan, kept_round, policy_error
+from gammatune.records import Round, Signals
+from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
+from gammatune.traces import UNKNOWN, Starts
 
 
 @dataclass
-class Walk:
-    """One turn made ready for replay. n tokens; lists are indexed by answer position.
-
-    matches[p]: draft tokens in a row, from p on, that the target accepts. For a mismatch at p: ends_after[p], after how many
-    drafted tokens, the wrong one included, the draft ends the sequence (a large number where it does not); tail_at[p], where
-    its tail begins in the tail signals; tail_steps[p], how long it is. ends_after has one more item, for the place behind
-    the answer: 0 where the answer ended the sequence, since no block goes further.
-    """
+class ReplayTurn:
+    """One turn made ready for replay."""
 
     question_id: int
+    turn: int
     prompt_tokens: int
     budget: int
     tokens: int
-    matches: list[int]
-    ends_after: list[int]
-    tail_at: list[int]
-    tail_steps: list[int]
-    signals: tuple[array, ...] | None
-    tails: tuple[array, ...] | None
+    forwards_per_token: int  # draft forwards that a proposed token costs
+    starts: Starts
 
 
-@dataclass
-class Block:
-    """What a policy's question leads to: tokens drafted and accepted, forwards spent, why drafting ended."""
+@dataclass(slots=True)
+class Outcome:
+    """What one block comes to. Reused: millions are looked up in a sweep."""
 
     drafted: int = 0
     accepted: int = 0
-    forwards: int = 0
+    made: int = 0  # tokens that the drafter made, a dropped one included
     stop: str = "length"
-    signal: DraftSignal = field(default_factory=lambda: DraftSignal(0, 0.0, 0.0, 0.0, 0.0))
+    beyond: bool = False  # the block left what is recorded; from there on the policy was not asked
+    signals: Signals = field(default_factory=lambda: Signals(0, 0.0, 0.0, 0.0, 0.0))
 
 
 @dataclass
 class Replay:
-    """All rounds of one policy on one table, as columns [rounds]; turn_ends: rounds up to and including each turn's last.
+    """All rounds of one policy on one table, as columns [rounds]."""
 
-    context: committed tokens before the round. beyond: rounds that drafted past what the table holds; there the policy was
-    not asked, and the block went on to its planned length.
-    """
-
-    context: np.ndarray
+    context: np.ndarray  # committed tokens before the round
     drafted: np.ndarray
     accepted: np.ndarray
     forwards: np.ndarray
-    turn_ends: np.ndarray
-    beyond: int = 0
-    logs: list[list[Round]] = field(default_factory=list)
+    turn_ends: np.ndarray  # [turns], rounds up to and including each turn's last
+    beyond: int = 0  # rounds that drafted past what the table holds
+    logs: list[list[Round]] = field(default_factory=list)  # by turn, where asked for
 
     @property
     def rounds(self) -> int:
@@ -75,42 +64,35 @@ class Replay:
         return np.add.reduceat(values, np.concatenate([[0], self.turn_ends[:-1]]))
 
 
-def prepare(table: AcceptanceTable) -> list[Walk]:
-    """Walks of all turns. Raises UserError where a match is unknown: fill_unknown decides those first."""
+@dataclass
+class Columns:
+    """Rounds while they are replayed."""
+
+    context: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    forwards: list[int] = field(default_factory=list)
+    turn_ends: list[int] = field(default_factory=list)
+    beyond: int = 0
+
+
+def prepare(table: AcceptanceTable) -> list[ReplayTurn]:
+    """All turns, ready. Raises UserError where a match is unknown: fill_unknown decides those first."""
     if not table.complete:
-        raise UserError("The match of some positions is unknown: use `python -m gammatune headline`, which gives bounds.")
-    return [prepare_turn(turn) for turn in table.turns]
+        raise UserError("The match of some positions is unknown: use `gammatune headline`, which gives bounds.")
+    return [prepare_turn(turn, table.forwards_per_token) for turn in table.turns]
 
 
-def prepare_turn(turn: AcceptanceTurn) -> Walk:
-    wrong = np.flatnonzero(turn.match == MISMATCH)
-    places = np.arange(turn.tokens)
-    following = np.append(wrong, turn.tokens)[np.searchsorted(wrong, places)]
-    ends, tail_at, steps = np.full(turn.tokens + 1, NEVER), np.zeros(turn.tokens, int), np.zeros(turn.tokens, int)
-    ends[turn.tokens] = 0 if turn.finish == "eos" else NEVER
-    if len(turn.tail_steps):
-        lengths = turn.tail_steps.astype(int)
-        ends[wrong] = np.where(turn.tail_ended, lengths + 1, NEVER)
-        tail_at[wrong], steps[wrong] = np.cumsum(lengths) - lengths, lengths
-    return Walk(
+def prepare_turn(turn: AcceptanceTurn, forwards_per_token: int = 1) -> ReplayTurn:
+    return ReplayTurn(
         question_id=turn.question_id,
+        turn=turn.turn,
         prompt_tokens=turn.prompt_tokens,
         budget=turn.budget,
         tokens=turn.tokens,
-        matches=(following - places).tolist(),
-        ends_after=ends.tolist(),
-        tail_at=tail_at.tolist(),
-        tail_steps=steps.tolist(),
-        signals=as_arrays(turn.signals),
-        tails=as_arrays(turn.tails),
+        forwards_per_token=forwards_per_token,
+        starts=turn.starts(),
     )
-
-
-def as_arrays(signals) -> tuple[array, ...] | None:
-    """top1, entropy, margin as arrays whose items are plain floats."""
-    if signals is None:
-        return None
-    return tuple(array("d", values) for values in (signals.top1, signals.entropy, signals.margin))
 
 
 def fill_unknown(table: AcceptanceTable, rate: float, seed: int = 0) -> AcceptanceTable:
@@ -119,112 +101,127 @@ def fill_unknown(table: AcceptanceTable, rate: float, seed: int = 0) -> Acceptan
     turns = []
     for turn in table.turns:
         drawn = rng.random(turn.tokens) < rate
-        turns.append(replace(turn, match=np.where(turn.match == UNKNOWN, drawn, turn.match).astype(np.int8)))
+        match = np.where(turn.match == UNKNOWN, drawn, turn.match).astype(np.int8)
+        turns.append(replace(turn, trace=replace(turn.trace, match=match)))
     return AcceptanceTable(turns, table.facts)
 
 
-def replay(walks: list[Walk], policy: Policy, keep_rounds: bool = False) -> Replay:
-    """Every round that a live run of this policy would log. Raises UserError where it needs signals that are not recorded.
+def replay(turns: list[ReplayTurn], policy: Policy, keep_rounds: bool = False) -> Replay:
+    """Every round that a live run of this policy would log.
 
     The policy starts afresh and forgets at the boundaries that its `carry` names. keep_rounds: also build the Round records.
+    Raises UserError where it needs signals that are not recorded, and PolicyError where a live run would.
     """
-    if policy.watches_draft and any(walk.signals is None for walk in walks):
+    if policy.watches_draft and any(turn.starts.signals is None for turn in turns):
         name = type(policy).__name__
         raise UserError(f"{name} watches the draft, but this table has no draft signals: replay length-only policies on it.")
-    policy.reset()
-    context, drafted, accepted, forwards, ends, logs = [], [], [], [], [], []
-    columns, beyond, question = (context, drafted, accepted, forwards), 0, None
-    for walk in walks:
-        if policy.carry == "turn" or (policy.carry == "question" and walk.question_id != question):
-            policy.reset()
-        question = walk.question_id
+    session, columns, logs = PolicySession(policy), Columns(), []
+    session.restart()
+    for turn in turns:
+        session.start(turn.question_id, turn.turn)
         log = [] if keep_rounds else None
-        beyond += replay_turn(walk, policy, columns, log)
-        ends.append(len(drafted))
+        replay_turn(turn, policy, columns, log)
+        columns.turn_ends.append(len(columns.drafted))
         logs.append(log)
-    arrays = (np.array(column, dtype=np.int64) for column in (*columns, ends))
-    return Replay(*arrays, beyond=beyond, logs=logs if keep_rounds else [])
+    names = ("context", "drafted", "accepted", "forwards", "turn_ends")
+    arrays = (np.array(values, dtype=np.int64) for values in attrgetter(*names)(columns))
+    return Replay(*arrays, beyond=columns.beyond, logs=logs if keep_rounds else [])
 
 
-def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) -> int:
-    """Append one turn's rounds to the columns; returns how many of them left the table.
+def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | None) -> None:
+    """Append one turn's rounds to the columns. Raises PolicyError.
 
-    This loop runs millions of times in a sweep: one Round is reused, and methods are looked up once.
+    This loop runs millions of times in a sweep: one Round is reused, methods are looked up once, and what PolicySession
+    checks is checked in place.
     """
-    plan, observe = policy.plan, policy.observe
-    context, drafted, accepted, forwards = (column.append for column in columns)
-    finished, block, foresight = Round(0, 0, 0, 0, 0, "length", 0), Block(), policy.needs_foresight
-    place, beyond, tokens, prompt = 0, 0, walk.tokens, walk.prompt_tokens
-    while place < tokens:
-        if foresight:
-            policy.foresee(min(walk.matches[place], tokens - place - 1))
-        planned = plan()
-        if log is not None:
-            finished = Round(0, 0, 0, 0, 0, "length", 0, state=policy.state())
-            log.append(finished)
-        finished.planned = planned
-        beyond += propose(walk, place, planned, policy, block)
-        finished.context = prompt + place
-        finished.drafted = block.drafted
-        finished.accepted = finished.emitted = block.accepted
-        finished.draft_forwards = block.forwards
-        finished.stop = block.stop
-        place += block.accepted
-        if place < tokens:
-            place += 1
-            finished.emitted += 1
-        context(finished.context)
-        drafted(block.drafted)
-        accepted(block.accepted)
-        forwards(block.forwards)
-        observe(finished)
-    return beyond
+    plan, observe, oracle = policy.plan, policy.observe, policy.needs_foresight
+    context, drafted, accepted, forwards = attrgetter("context", "drafted", "accepted", "forwards")(columns)
+    finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token
+    place, tokens, prompt, matches = 0, turn.tokens, turn.prompt_tokens, turn.starts.matches
+    call, references = "plan", getrefcount(finished)
+    try:
+        while place < tokens:
+            if oracle:
+                policy.foresee(min(matches[place], tokens - place - 1))
+            call = "plan"
+            planned = plan()
+            if type(planned) is not int or planned < 0:
+                planned = check_plan(policy, planned)
+            if log is not None:
+                finished = Round(0, 0, 0, 0, 0, "length", 0, state=policy.state())
+                log.append(finished)
+                references = getrefcount(finished)
+            call = "keep_drafting"
+            draft_block(turn, place, planned, policy, block)
+            finished.planned = planned
+            finished.context = prompt + place
+            finished.drafted = finished.nodes = block.drafted
+            finished.accepted = finished.emitted = block.accepted
+            finished.forwards = block.made * cost
+            finished.stop = block.stop
+            place += block.accepted
+            if place < tokens:  # else the answer's last token was accepted: an end of sequence, which leaves no bonus
+                place += 1
+                finished.emitted += 1
+            context.append(finished.context)
+            drafted.append(block.drafted)
+            accepted.append(block.accepted)
+            forwards.append(finished.forwards)
+            columns.beyond += block.beyond
+            call = "observe"
+            observe(finished)
+            if getrefcount(finished) > references:
+                raise kept_round(policy)
+    except PolicyError:
+        raise
+    except Exception as error:
+        raise policy_error(policy, call, error) from error
 
 
-def propose(walk: Walk, place: int, planned: int, policy: Policy, block: Block) -> int:
-    """A block, cut where the policy stops it, the draft ends the sequence or the budget does.
-
-    1 where the policy could not be asked because the table ends, else 0.
-    """
-    room = walk.budget - place - 1
-    gamma = planned if planned < room else room
-    matches = walk.matches[place]
-    end = matches + walk.ends_after[place + matches]
-    drafted, asked, unknown = gamma if gamma < end else end, 0, 0
+def draft_block(turn: ReplayTurn, place: int, planned: int, policy: Policy, block: Outcome) -> None:
+    """The block from a start, ended by the rules of records.Block: arithmetic where no token has to be asked about."""
+    starts = turn.starts
+    room = turn.budget - place - 1  # the last token that the budget allows is left to the target
+    limit = planned if planned < room else room
+    matches, end, supply = starts.matches[place], starts.end[place], starts.supply[place]
+    drafted = min(limit, end, supply)
+    stopped = 0  # tokens made when the policy said no
+    block.beyond = drafted > starts.depth[place]
     if policy.watches_draft:
-        asked, unknown = ask_policy(walk, place, drafted, policy, block.signal)
-        drafted = asked or drafted
-    block.forwards = drafted
-    if asked and policy.stop_token == "exclude":
+        stopped = ask_policy(starts, place, drafted, policy, block)
+        drafted = stopped or drafted
+    block.made = drafted
+    if stopped and policy.stop_token == "exclude":
         drafted -= 1
         block.stop = "policy"
     elif drafted == end:
         block.stop = "eos"
+    elif drafted == planned:
+        block.stop = "length"
+    elif stopped:
+        block.stop = "policy"
     else:
-        block.stop = "length" if drafted == planned else "policy" if asked else "budget"
+        block.stop = "budget" if drafted == limit else "drafter"
     block.drafted = drafted
     block.accepted = matches if matches < drafted else drafted
-    return unknown
 
 
-def ask_policy(walk: Walk, place: int, limit: int, policy: Policy, signal: DraftSignal) -> tuple[int, int]:
-    """(how many tokens were drafted when the policy said no, 0 where it never did; 1 where the table ended first)."""
-    keep, matches = policy.keep_drafting, walk.matches[place]
-    top1, entropy, margin = walk.signals
-    at = place
+def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Outcome) -> int:
+    """How many tokens were made when the policy said no; 0 where it never did, or where the recorded signals end first."""
+    keep, signals, matches, known = policy.keep_drafting, block.signals, starts.matches[place], starts.known[place]
+    top1, entropy, margin = starts.signals
+    at = starts.head[place]
     for index in range(limit):
-        if index == matches + 1:
-            reach = place + matches
-            at = walk.tail_at[reach]
-            known = at + walk.tail_steps[reach]
-            top1, entropy, margin = walk.tails
-        if index > matches and at >= known:
-            return 0, 1
-        signal.index = index
-        signal.top1 = signal.chosen = top1[at]
-        signal.entropy = entropy[at]
-        signal.margin = margin[at]
-        if not keep(signal):
-            return index + 1, 0
+        if index >= known:
+            block.beyond = True
+            return 0
+        if index == matches + 1:  # from here on the drafter follows its own wrong token
+            at = starts.after[place] + index
+        signals.index = index
+        signals.top1 = signals.chosen = top1[at]
+        signals.entropy = entropy[at]
+        signals.margin = margin[at]
+        if not keep(signals):
+            return index + 1
         at += 1
-    return 0, 0
+    return 0

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gammatune.policies import Policy
 from gammatune.replay.prices import CostCurve, price
-from gammatune.replay.simulate import Replay, Walk, prepare, replay
+from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
 FEW = 40
@@ -19,11 +19,11 @@ FEW = 40
 
 @dataclass
 class Bench:
-    """Walks of a table, grouped by question. task, question_id, tuning: [questions]; question_of: [turns], index of a turn's
+    """Turns of a table, grouped by question. task, question_id, tuning: [questions]; question_of: [turns], index of a turn's
     question; tokens: [questions]. tuning marks the half of each task's questions that settings may be chosen on.
     """
 
-    walks: list[Walk]
+    walks: list[ReplayTurn]
     curve: CostCurve
     task: np.ndarray
     question_id: np.ndarray
@@ -67,12 +67,17 @@ def split_questions(task: np.ndarray) -> np.ndarray:
 
 def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = None) -> np.ndarray:
     """[policies, questions]; over several processes when there are many policies."""
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or count_cores()
     if workers == 1 or len(policies) < FEW:
         return np.stack([bench.speeds(policy) for policy in show(policies, len(policies))])
     with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
         done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (8 * workers)))
         return np.stack(list(show(done, len(policies))))
+
+
+def count_cores() -> int:
+    """Cores that this process may use; macOS cannot be asked which those are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show(items: Iterable, total: int) -> Iterable:

@@ -13,57 +13,43 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gammatune.errors import UserError
-from gammatune.policies.base import SIGNAL_DIGITS
-from gammatune.records import refuse_newer
+from gammatune.records import SIGNAL_DIGITS, refuse_newer
+from gammatune.traces import SignalColumns, Starts, StartTrace, TextTrace, Trace
 
-SCHEMA = 1
-MATCH, MISMATCH, UNKNOWN = 1, 0, -1
+SCHEMA = 2
+TABLE_FILE = "acceptance.parquet"
 SIGNALS = ("top1", "entropy", "margin")
 SCALE = 10**SIGNAL_DIGITS
-RECORD = "`python -m gammatune record`"
+RECORD = "`gammatune record`"
 REMAKE = f"delete it and make it again, for example with {RECORD}"
 
 
 @dataclass
-class Signals:
-    """What the draft thought at n positions: probability of its first choice, entropy in nats, lead over the second.
-
-    [n] each, float64, rounded to four decimals.
-    """
-
-    top1: np.ndarray
-    entropy: np.ndarray
-    margin: np.ndarray
-
-
-@dataclass
 class AcceptanceTurn:
-    """One answer of n tokens, and the draft beside it.
-
-    budget: tokens that the answer was allowed to have (n where it ended by length). match [n]: 1 where the draft's greedy
-    token is the answer's, 0 where not, -1 where nobody knows. signals: at the n positions, None where not recorded. For each
-    position with match 0, in order: tail_steps, how many steps of the draft's own continuation are recorded behind its wrong
-    token; tail_ended, whether the last of them (the wrong token itself for 0 steps) ends the sequence; tails, their signals,
-    one turn's tails behind one another. output_ids is empty for imported logs, which hold no ids.
-    """
+    """One answer of n tokens, and what the drafter would propose at each of its positions."""
 
     question_id: int
     category: str
     task: str
-    turn: int
+    turn: int  # which of the question's prompts, from 0
     prompt_tokens: int
-    budget: int
-    finish: str
-    output_ids: np.ndarray
-    match: np.ndarray
-    signals: Signals | None
-    tail_steps: np.ndarray
-    tail_ended: np.ndarray
-    tails: Signals | None
+    budget: int  # tokens that the answer was allowed to have; n where it ended by length
+    finish: str  # "eos" or "length"
+    output_ids: np.ndarray  # [n], int32; empty for imported logs, which hold no ids
+    trace: Trace
 
     @property
     def tokens(self) -> int:
-        return len(self.match)
+        return len(self.trace)
+
+    @property
+    def match(self) -> np.ndarray:
+        """[n]: whether the drafter's first token at each position is the answer's (MATCH, MISMATCH, UNKNOWN)."""
+        return self.trace.match
+
+    def starts(self) -> Starts:
+        """The blocks that can begin in this answer, by their start."""
+        return self.trace.starts(self.finish == "eos")
 
 
 @dataclass
@@ -76,12 +62,22 @@ class AcceptanceTable:
     @property
     def watched(self) -> bool:
         """Whether policies that watch the draft can be replayed."""
-        return all(turn.signals is not None for turn in self.turns)
+        return all(turn.trace.watched for turn in self.turns)
 
     @property
     def complete(self) -> bool:
         """Whether every match is known."""
-        return all((turn.match != UNKNOWN).all() for turn in self.turns)
+        return self.unknown == 0
+
+    @property
+    def unknown(self) -> int:
+        """Positions of which nobody knows whether the drafter's token was right."""
+        return sum(turn.trace.unknown for turn in self.turns)
+
+    @property
+    def forwards_per_token(self) -> int:
+        """Draft forwards that a proposed token costs: none for a drafter that is no model."""
+        return self.facts.get("forwards_per_token", 1)
 
     @property
     def tokens(self) -> int:
@@ -94,44 +90,69 @@ class AcceptanceTable:
 
 PLAIN = {"question_id": pa.int64(), "category": pa.string(), "task": pa.string(), "turn": pa.int32()}
 PLAIN |= {"prompt_tokens": pa.int32(), "budget": pa.int32(), "finish": pa.string()}
-LISTS = {"output_ids": pa.int32(), "match": pa.int8(), "tail_steps": pa.int8(), "tail_ended": pa.bool_()}
-COLUMNS = {name: f"{name}_x{SCALE}" for name in SIGNALS}
-TAIL_COLUMNS = {name: f"tail_{column}" for name, column in COLUMNS.items()}
 
 
-def arrow_schema() -> pa.Schema:
-    signals = [(column, pa.list_(pa.int32())) for column in (*COLUMNS.values(), *TAIL_COLUMNS.values())]
-    return pa.schema([*PLAIN.items(), *((name, pa.list_(kind)) for name, kind in LISTS.items()), *signals])
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of trace lies in the file: its plain lists, and its groups of signal columns."""
+
+    kind: type
+    lists: dict[str, pa.DataType]
+    signals: dict[str, str]  # field of the trace -> prefix of its three columns
+
+    def schema(self) -> pa.Schema:
+        lists = {"output_ids": pa.int32()} | self.lists
+        columns = [(column, pa.list_(pa.int32())) for column in self.signal_columns()]
+        return pa.schema([*PLAIN.items(), *((name, pa.list_(kind)) for name, kind in lists.items()), *columns])
+
+    def signal_columns(self) -> list[str]:
+        return [f"{prefix}{name}_x{SCALE}" for prefix in self.signals.values() for name in SIGNALS]
+
+
+# Names as in schema 1, which had the first layout only
+LAYOUTS = {
+    "text": Layout(
+        TextTrace,
+        {"match": pa.int8(), "tail_steps": pa.int8(), "tail_ended": pa.bool_()},
+        {"signals": "", "continuations": "tail_"},
+    ),
+    "starts": Layout(
+        StartTrace,
+        {"right": pa.int16(), "proposed": pa.int16(), "ended": pa.bool_(), "more": pa.bool_()},
+        {"signals": ""},
+    ),
+}
+STORED_AS = {"tail_steps": "steps", "tail_ended": "ended"}
 
 
 def write_table(table: AcceptanceTable, path: Path) -> None:
     """One Parquet file, one row per turn, written atomically; facts go into its metadata."""
-    rows = [turn_row(turn) for turn in table.turns]
-    facts = {"gammatune": json.dumps({"schema": SCHEMA, **table.facts})}
-    columns = {name: [row[name] for row in rows] for name in arrow_schema().names}
-    content = pa.table(columns, schema=arrow_schema().with_metadata(facts))
+    name, layout = next((n, each) for n, each in LAYOUTS.items() if isinstance(table.turns[0].trace, each.kind))
+    rows = [turn_row(turn, layout) for turn in table.turns]
+    facts = {"gammatune": json.dumps({"schema": SCHEMA, "layout": name, **table.facts})}
+    schema = layout.schema()
+    content = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema.with_metadata(facts))
     temporary = path.with_name(f".{path.name}.part")
-    split = [f"{column}.list.element" for column in (*COLUMNS.values(), *TAIL_COLUMNS.values())]
     pq.write_table(
         content,
         temporary,
         compression="zstd",
         compression_level=12,
         use_dictionary=["task", "category"],
-        use_byte_stream_split=split,
+        use_byte_stream_split=[f"{column}.list.element" for column in layout.signal_columns()],
     )
     temporary.replace(path)
 
 
-def turn_row(turn: AcceptanceTurn) -> dict:
-    row = {name: getattr(turn, name) for name in (*PLAIN, *LISTS)}
-    return row | scaled(turn.signals, COLUMNS) | scaled(turn.tails, TAIL_COLUMNS)
-
-
-def scaled(signals: Signals | None, columns: dict[str, str]) -> dict:
-    if signals is None:
-        return dict.fromkeys(columns.values())
-    return {column: np.rint(getattr(signals, name) * SCALE).astype(np.int32) for name, column in columns.items()}
+def turn_row(turn: AcceptanceTurn, layout: Layout) -> dict:
+    row = {name: getattr(turn, name) for name in (*PLAIN, "output_ids")}
+    row |= {name: getattr(turn.trace, STORED_AS.get(name, name)) for name in layout.lists}
+    for field_name, prefix in layout.signals.items():
+        columns = getattr(turn.trace, field_name)
+        for name in SIGNALS:
+            values = None if columns is None else np.rint(getattr(columns, name) * SCALE).astype(np.int32)
+            row[f"{prefix}{name}_x{SCALE}"] = values
+    return row
 
 
 def read_table(path: Path) -> AcceptanceTable:
@@ -140,25 +161,29 @@ def read_table(path: Path) -> AcceptanceTable:
         content = pq.read_table(path)
         facts = json.loads(content.schema.metadata[b"gammatune"])
         refuse_newer(facts.pop("schema"), path, known=SCHEMA)
+        layout = LAYOUTS[facts.pop("layout", "text")]
     except FileNotFoundError as error:
         raise UserError(f"There is no acceptance table at {path}: make one with {RECORD}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no acceptance table or is damaged ({type(error).__name__}): {REMAKE}.") from error
-    refuse_other_columns(content, path)
-    turns = [read_turn(row) for row in zip(*(unpack(content[name]) for name in content.schema.names), strict=True)]
+    refuse_other_columns(content, layout, path)
+    columns = {name: unpack(content[name]) for name in content.schema.names}
+    turns = [read_turn({name: values[i] for name, values in columns.items()}, layout) for i in range(content.num_rows)]
     if not turns:
         raise UserError(f"{path} holds no answers: {REMAKE}.")
     for turn in turns:
-        check_turn(turn, path)
+        if not consistent(turn):
+            raise UserError(f"{path} is damaged (lists of question {turn.question_id} do not fit together): {REMAKE}.")
     return AcceptanceTable(turns, facts)
 
 
-def refuse_other_columns(content: pa.Table, path: Path) -> None:
+def refuse_other_columns(content: pa.Table, layout: Layout, path: Path) -> None:
     """Raises UserError where columns or their types differ, where a value is missing, or signals are there in part."""
-    if not content.schema.equals(arrow_schema()):
+    if not content.schema.equals(layout.schema()):
         raise UserError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
-    signals = [content[name].is_null().to_pylist() for name in (*COLUMNS.values(), *TAIL_COLUMNS.values())]
-    if any(content[name].null_count for name in (*PLAIN, *LISTS)) or any(absent != signals[0] for absent in signals):
+    absent = [content[name].is_null().to_pylist() for name in layout.signal_columns()]
+    whole = (*PLAIN, "output_ids", *layout.lists)
+    if any(content[name].null_count for name in whole) or any(column != absent[0] for column in absent):
         raise UserError(f"{path} is damaged (values are missing): {REMAKE}.")
 
 
@@ -172,28 +197,17 @@ def unpack(column: pa.ChunkedArray) -> list:
     return [flat[start:end] if known else None for start, end, known in zip(offsets[:-1], offsets[1:], valid, strict=True)]
 
 
-def read_turn(row: tuple) -> AcceptanceTurn:
-    plain = row[: len(PLAIN) + len(LISTS)]
-    values = dict(zip((*PLAIN, *LISTS), plain, strict=True))
-    signals, tails = row[len(plain) : len(plain) + len(SIGNALS)], row[len(plain) + len(SIGNALS) :]
-    return AcceptanceTurn(**values, signals=unscaled(signals), tails=unscaled(tails))
+def read_turn(row: dict, layout: Layout) -> AcceptanceTurn:
+    fields = {STORED_AS.get(name, name): row[name] for name in layout.lists}
+    for field_name, prefix in layout.signals.items():
+        columns = [row[f"{prefix}{name}_x{SCALE}"] for name in SIGNALS]
+        fields[field_name] = None if columns[0] is None else SignalColumns(*(column / SCALE for column in columns))
+    return AcceptanceTurn(**{name: row[name] for name in PLAIN}, output_ids=row["output_ids"], trace=layout.kind(**fields))
 
 
-def unscaled(columns: tuple) -> Signals | None:
-    return None if columns[0] is None else Signals(*(column / SCALE for column in columns))
-
-
-def check_turn(turn: AcceptanceTurn, path: Path) -> None:
-    """Raises UserError where the lists of a turn contradict each other."""
-    wrong = int((turn.match == MISMATCH).sum())
-    lengths = [len(turn.output_ids) in (0, turn.tokens), 0 < turn.tokens <= turn.budget]
-    lengths += [np.isin(turn.match, (MATCH, MISMATCH, UNKNOWN)).all()]
-    if turn.signals is not None:
-        lengths += [len(turn.tail_steps) == len(turn.tail_ended) == wrong]
-        lengths += [len(getattr(turn.signals, name)) == turn.tokens for name in SIGNALS]
-        lengths += [len(getattr(turn.tails, name)) == turn.tail_steps.sum() for name in SIGNALS]
-    if not all(lengths):
-        raise UserError(f"{path} is damaged (lists of question {turn.question_id} do not fit together): {REMAKE}.")
+def consistent(turn: AcceptanceTurn) -> bool:
+    """Whether the lists of a turn fit together."""
+    return len(turn.output_ids) in (0, turn.tokens) and 0 < turn.tokens <= turn.budget and turn.trace.consistent()
 
 
 def join_tables(parts: list[AcceptanceTable], facts: dict) -> AcceptanceTable:

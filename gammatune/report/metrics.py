@@ -1,6 +1,6 @@
 """Every number that a report prints, each definition under its own name; docs/metrics.md has the same list for readers.
 
-`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.report.frames; each function takes the rows of
+`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.runs.frames; each function takes the rows of
 one arm. A ratio whose denominator is zero (acceptance of an arm that never drafts) is NaN.
 """
 
@@ -55,7 +55,7 @@ def wasted_forward_fraction(turns: pd.DataFrame) -> float:
 
     Larger than wasted_draft_fraction where a policy drops the token it stopped at: that pass was paid for, too.
     """
-    return ratio(turns["draft_forwards"].sum() - turns["accepted"].sum(), turns["draft_forwards"].sum())
+    return ratio(turns["forwards"].sum() - turns["accepted"].sum(), turns["forwards"].sum())
 
 
 def conditional_acceptance(rounds: pd.DataFrame) -> pd.DataFrame:

@@ -1,37 +1,37 @@
 """Run a plan: every arm on every question, interleaved, logged, resumable, and checked against the target's own output."""
 
-import random
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from gammatune.compose import plan_arms
-from gammatune.config import DecodeConfig, RunConfig
+from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
+from gammatune.drafters.base import refuse_watching
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair, load_pair
-from gammatune.policies import POLICIES
+from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import SCHEMA, TurnLog
-from gammatune.runs.acceptance import GAMMA_MAX, Recording, describe_place, describe_work, record_answers, table_facts
-from gammatune.runs.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
+from gammatune.runs.acceptance import Recording, record_logged
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.monitor import watch_machine
-from gammatune.runs.provenance import describe_environment, measure_peaks
+from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
+from gammatune.runs.session import DEPTH, Session, open_session
+from gammatune.runs.store import Cell, RunFolder, open_run
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
-from gammatune.runtimes.base import PairRuntime, build_runtime, eager_runtime
-from gammatune.tasks.prompts import answer_text, build_prompt
-from gammatune.tasks.specbench import Question, QuestionSet, load_questions
+from gammatune.tasks.prompts import answer_text
+from gammatune.tasks.specbench import Question
 
 
 @dataclass
 class Progress:
-    """What one arm still has to do. failure: the first error, after which the arm rests."""
+    """What one arm still has to do."""
 
     cell: Cell
-    complete: set[tuple[int, int]] = field(default_factory=set)
-    failure: str | None = None
+    session: PolicySession
+    complete: set[tuple[int, int]] = field(default_factory=set)  # (repetition, question id)
+    failure: str | None = None  # the first error, after which the arm is left alone
 
     def lacks(self, repetition: int, question: Question) -> bool:
         return self.failure is None and (repetition, question.question_id) not in self.complete
@@ -42,30 +42,25 @@ class Runner:
 
     def __init__(self, config: RunConfig):
         self.config = config
-        self.questions: QuestionSet = load_questions(config.tasks)
-        if config.runtime.threads is not None:
-            torch.set_num_threads(config.runtime.threads)
-        self.pair: Pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
-        self.runtime: PairRuntime = build_runtime(self.pair, config.runtime.name)
-        name = f"{self.pair.name}-{config.tasks.name}"
-        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
+        self.session: Session = open_session(config)
+        self.questions: list[Question] = self.session.questions.questions
+        name = f"{self.session.pair.name}-{config.tasks.name}"
+        arms = plan_arms(config)
+        for arm in arms:
+            if arm.policy.watches_draft and not self.session.engine.drafter.signals:
+                refuse_watching(self.session.engine.drafter, arm.policy_name)
+        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), arms)
 
     def shared(self) -> dict:
         """What all arms have in common; together with a policy's settings it names a cell."""
-        return {
-            **describe_work(self.pair, self.config, self.questions.checksum),
-            "runtime": {
-                "name": self.runtime.name,
-                **describe_place(self.pair),
-                "threads": self.config.runtime.threads,
-            },
-            "seed": self.config.seed,
-        }
+        runtime = {"name": self.session.engine.runtime, **self.session.describe_place()}
+        runtime |= {"threads": self.config.runtime.threads}
+        return {**self.session.describe_work(), "runtime": runtime, "seed": self.config.seed}
 
     def describe_plan(self) -> str:
         """One line per arm: label, cell, and whether it is finished, started or new."""
         lines = [f"{cell.arm.label:24} {cell.folder.name:40} {self.progress_word(cell)}" for cell in self.folder.cells]
-        return "\n".join([f"{self.folder.path}: {len(self.questions.questions)} questions", *lines])
+        return "\n".join([f"{self.folder.path}: {len(self.questions)} questions", *lines])
 
     def progress_word(self, cell: Cell) -> str:
         done = cell.read_done()
@@ -76,14 +71,14 @@ class Runner:
     def run(self) -> None:
         """Run what is missing; complete questions stay on disk whatever happens. Raises UserError for an unusable folder."""
         with hold_folder(self.folder.path):
-            here = describe_environment(self.pair.device, self.pair.identity)
+            here = describe_environment(self.session.pair.device, self.session.pair.identity)
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
-                with watch_machine(self.folder.path / "machine.jsonl"):
+                with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
                     self.warm_up()
                     self.answer_all(progress)
             if not all(arm.cell.read_done() for arm in progress):
@@ -94,11 +89,11 @@ class Runner:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
         cell.create()
         cell.refuse_changed()
-        complete, last = cell.resume(self.questions.questions)
+        complete, last = cell.resume(self.questions)
         if last is not None:
             cell.arm.policy.restore(last.policy_after)
         self.stamp(cell, here)
-        return Progress(cell, complete)
+        return Progress(cell, PolicySession(cell.arm.policy), complete)
 
     def stamp(self, cell: Cell, here: dict) -> None:
         path = cell.folder / "provenance.json"
@@ -141,24 +136,15 @@ class Runner:
         return sum(
             progress.lacks(repetition, question)
             for repetition in range(self.config.repetitions)
-            for question in self.questions.questions
+            for question in self.questions
         )
 
     def warm_up(self) -> None:
-        """Run each block length once, unlogged: first calls pay for allocations and kernel choices."""
-        prompt = build_prompt(self.pair.chat_template, self.pair.tokenizer, self.questions.questions[0].turns[:1], [])
-        prompt = prompt[-min(len(prompt), self.pair.context // 2) :]
-        if self.runtime.records_graphs:
-            self.runtime.warm(GAMMA_MAX, min(self.longest_text(), self.pair.context))
-        for gamma in sorted({0, *(cell.arm.gamma or 0 for cell in self.folder.cells)}):
-            decode = DecodeConfig(max_new_tokens=gamma + 2)
-            generate_speculative(self.runtime, prompt, POLICIES["fixed"](gamma=gamma), decode)
-
-    def longest_text(self) -> int:
-        """Tokens of the longest question with all its answers."""
-        template, tokenizer, room = self.pair.chat_template, self.pair.tokenizer, self.config.decode.max_new_tokens
-        turns = [question.turns for question in self.questions.questions]
-        return max(len(build_prompt(template, tokenizer, said, [""] * (len(said) - 1))) + len(said) * room for said in turns)
+        """Every block length that an arm can meet: its own where it never changes, up to DEPTH where it does."""
+        policies = [cell.arm.policy for cell in self.folder.cells]
+        steady = {policy.plan() for policy in policies if not (policy.gamma_is_start or policy.kept or policy.watches_draft)}
+        moving = range(DEPTH + 1) if any(p.gamma_is_start or p.kept or p.watches_draft for p in policies) else ()
+        self.session.warm_up(sorted(steady | set(moving)), any(policy.watches_draft for policy in policies))
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""
@@ -166,7 +152,7 @@ class Runner:
         with tqdm(total=total, unit="answer", disable=None, file=sys.stderr) as bar:
             for repetition in range(self.config.repetitions):
                 self.start_repetition(progress, repetition)
-                for position, question in enumerate(self.questions.questions):
+                for position, question in enumerate(self.questions):
                     turn = (position + repetition) % len(progress)
                     for arm in progress[turn:] + progress[:turn]:
                         if arm.lacks(repetition, question):
@@ -176,19 +162,20 @@ class Runner:
         """Each pass starts with fresh policies, unless it goes on where an interrupted one stopped."""
         for arm in progress:
             if not any(done == repetition for done, _ in arm.complete):
-                arm.cell.arm.policy.reset()
+                arm.session.restart()
 
     def answer(self, progress: Progress, question: Question, repetition: int, bar: tqdm) -> None:
         """Answer one question with one arm and log it; an error ends that arm only."""
         label = progress.cell.arm.label
         try:
-            turns = self.answer_turns(progress.cell, question, repetition)
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
-        except (RuntimeError, ValueError, IndexError) as error:
-            progress.failure = f"question {question.question_id}: {type(error).__name__}: {error}"
+            turns = self.answer_turns(progress.session, question, repetition)
+        except (PolicyError, RuntimeError, ValueError, IndexError) as error:
+            what = str(error) if isinstance(error, PolicyError) else f"{type(error).__name__}: {error}"
+            progress.failure = f"question {question.question_id}: {what}"
             bar.write(f"{label} failed at {progress.failure}", file=sys.stderr)
             return
+        except UserError as error:
+            raise UserError(f"Question {question.question_id}: {error}") from error
         progress.cell.append(turns)
         tokens, rounds = sum(len(turn.output_ids) for turn in turns), sum(len(turn.rounds) for turn in turns)
         rate = tokens / sum(turn.wall_ms for turn in turns) * 1e3
@@ -196,44 +183,36 @@ class Runner:
         bar.set_postfix_str(f"{rate:.1f} tokens/s, {tokens / rounds:.2f} accepted")
         bar.update()
 
-    def answer_turns(self, cell: Cell, question: Question, repetition: int) -> list[TurnLog]:
+    def answer_turns(self, session: PolicySession, question: Question, repetition: int) -> list[TurnLog]:
         """All turns of a question; a later turn sees this arm's own earlier answers."""
-        policy, tokenizer, turns, answers = cell.arm.policy, self.pair.tokenizer, [], []
-        if policy.carry == "question":
-            policy.reset()
+        turns, answers = [], []
         for index in range(len(question.turns)):
-            if policy.carry == "turn":
-                policy.reset()
-            prompt = build_prompt(self.pair.chat_template, tokenizer, question.turns[: index + 1], answers)
-            made = generate_speculative(self.runtime, prompt, policy, self.config.decode, self.turn_seed(question, index))
-            answers.append(answer_text(tokenizer, made.output_ids))
+            session.start(question.question_id, index)
+            prompt = self.session.prompt(question, index, answers)
+            seed = self.session.turn_seed(question, index)
+            made = generate_speculative(self.session.engine, prompt, session, self.config.decode, seed)
+            answers.append(answer_text(self.session.pair.tokenizer, made.output_ids))
             turns.append(log_turn(question, index, len(prompt), made, repetition))
-            turns[-1].policy_after = policy.state()
+            turns[-1].policy_after = session.state()
         return turns
-
-    def turn_seed(self, question: Question, index: int) -> int:
-        """The same for all arms and repetitions, different for every turn."""
-        return random.Random(f"{self.config.seed}/{question.question_id}/{index}").getrandbits(63)
 
     def finish(self, progress: list[Progress]) -> None:
         """Judge every arm against the reference and write its last word."""
-        questions, reference, greedy = self.questions.questions, self.folder.reference, self.config.decode.greedy
+        reference = list(group_questions(self.folder.reference))
         for arm in progress:
-            summary = judge_cell(self.runtime, questions, reference, arm.cell, greedy)
+            summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
-            arm.cell.finish(summary | measure_peaks(self.pair.device))
-        write_pieces(self.folder, self.pair.tokenizer)
+            arm.cell.finish(summary | measure_peaks(self.session.pair.device))
+        write_pieces(self.folder, self.session.pair.tokenizer)
 
     def leave_table(self) -> None:
         """The acceptance table of this run's own answers: replay checks the run, and any other policy can be replayed."""
         reference = self.folder.reference
         if not (self.config.acceptance and self.config.decode.greedy) or reference.read_done()["status"] != "ok":
             return
-        facts = table_facts(self.pair, self.config, self.questions.checksum, GAMMA_MAX)
         answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
-        work = self.questions.questions, self.config.decode
-        record_answers(eager_runtime(self.pair), Recording(self.folder.path, facts), answers, work)
+        record_logged(self.session, Recording(self.folder.path, self.session.table_facts(DEPTH)), answers)
 
 
 def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:

@@ -5,14 +5,18 @@ from itertools import zip_longest
 from gammatune.decoding.exactness import compare_answers
 from gammatune.errors import UserError
 from gammatune.records import TurnLog
-from gammatune.runs.cells import Cell, RunFolder, write_json
-from gammatune.runtimes.base import PairRuntime
-from gammatune.tasks.prompts import answer_text, build_prompt
+from gammatune.runs.files import write_json
+from gammatune.runs.session import Session
+from gammatune.runs.store import Cell, RunFolder, read_log
+from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.specbench import Question
 
 
-def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell, cell: Cell, greedy: bool) -> dict:
-    """Counts and verdict of one cell. Sampled answers cannot be compared one to one: exact is None there."""
+def judge_cell(session: Session, reference: list[list[TurnLog]], cell: Cell, greedy: bool) -> dict:
+    """Counts and status of one cell. reference: the autoregressive arm's turns, by question.
+
+    Sampled answers cannot be compared one to one: exact is None there.
+    """
     summary = {
         "status": "ok",
         "exact": True if greedy else None,
@@ -24,7 +28,7 @@ def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell,
         "error": None,
         "differences": [],
     }
-    by_id = {question.question_id: question for question in questions}
+    by_id = {question.question_id: question for question in session.questions.questions}
     for wanted, got in pair_questions(reference, cell):
         for turn in got:
             summary["turns"] += 1
@@ -32,28 +36,26 @@ def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell,
             summary["tokens"] += len(turn.output_ids)
             summary["repetitions"] = max(summary["repetitions"], turn.repetition + 1)
         if greedy and wanted:
-            judge_question(runtime, by_id[got[0].question_id], (wanted, got), summary)
+            judge_question(session, by_id[got[0].question_id], (wanted, got), summary)
     return summary
 
 
-def pair_questions(reference: Cell, cell: Cell):
+def pair_questions(reference: list[list[TurnLog]], cell: Cell):
     """Yield (reference turns, cell turns) question by question; both logs are in the same order.
 
     An arm that failed has fewer questions, which are then a prefix of the reference's; one whose reference failed gets [].
     """
-    for wanted, got in zip_longest(group_questions(reference), group_questions(cell), fillvalue=[]):
+    for wanted, got in zip_longest(reference, group_questions(cell), fillvalue=[]):
         if not got:
             return
         if wanted and (wanted[0].question_id, wanted[0].repetition) != (got[0].question_id, got[0].repetition):
-            raise UserError(
-                f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run again."
-            )
+            raise UserError(f"{cell.folder} holds other questions than the run's ar arm: delete both folders and run again.")
         yield wanted, got
 
 
 def group_questions(cell: Cell):
     group: list[TurnLog] = []
-    for _, turn in cell.read_turns():
+    for turn in (logged.turn for logged in read_log(cell.turns_file)):
         if group and (turn.question_id, turn.repetition) != (group[0].question_id, group[0].repetition):
             yield group
             group = []
@@ -62,13 +64,13 @@ def group_questions(cell: Cell):
         yield group
 
 
-def judge_question(runtime: PairRuntime, question: Question, logs: tuple[list, list], summary: dict) -> None:
+def judge_question(session: Session, question: Question, logs: tuple[list, list], summary: dict) -> None:
     """Compare turn by turn. After a difference the later turns answer another prompt, so there is nothing to compare."""
-    pair, answers = runtime.pair, []
+    answers = []
     for index, (wanted, got) in enumerate(zip(*logs, strict=True)):
         if wanted.output_ids != got.output_ids:
-            prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[: index + 1], answers)
-            verdict = compare_answers(runtime, prompt, wanted.output_ids, got.output_ids)
+            prompt = session.prompt(question, index, answers)
+            verdict = compare_answers(session.engine, prompt, wanted.output_ids, got.output_ids)
             summary["differences"].append(
                 {"question_id": question.question_id, "turn": index, "repetition": got.repetition, **vars(verdict)}
             )
@@ -77,15 +79,15 @@ def judge_question(runtime: PairRuntime, question: Question, logs: tuple[list, l
             else:
                 summary |= {"status": "wrong_output", "exact": False}
             return
-        answers.append(answer_text(pair.tokenizer, wanted.output_ids))
+        answers.append(answer_text(session.pair.tokenizer, wanted.output_ids))
 
 
 def write_pieces(folder: RunFolder, tokenizer) -> None:
     """The text of every emitted id, so that answers can be shown without a tokenizer.
 
-    Decoded behind an anchor, because some tokenizers drop the space before a first word.
+    Decoded after an anchor, because some tokenizers drop the space before a first word.
     """
-    ids = {token for cell in folder.cells for _, turn in cell.read_turns() for token in turn.output_ids}
+    ids = {token for cell in folder.cells for logged in read_log(cell.turns_file) for token in logged.turn.output_ids}
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     prefix = tokenizer.decode(anchor)
     pieces = {str(token): tokenizer.decode([*anchor, token]).removeprefix(prefix) for token in sorted(ids)}

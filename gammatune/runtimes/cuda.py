@@ -8,7 +8,7 @@ leaves anything in the memory that all of them share, so they may be replayed in
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -70,22 +70,22 @@ def refusal(model: nn.Module) -> str | None:
 
 
 class GraphedModel(FixedCache):
-    """A Model (see runtimes.base) replayed from CUDA graphs. Batch size 1.
+    """`Model` (gammatune.runtimes.base) replayed from CUDA graphs. Batch size 1.
 
     model: its projections become views of fused weights, which its own forward uses from then on. positions: most tokens
-    that will be fed. ids: as in CachedModel, of a draft with a reduced head. The KV cache doubles, and graphs are recorded
-    anew, when a text outgrows it.
+    that will be fed. The KV cache doubles, and graphs are recorded anew, when a text outgrows it.
     """
+
+    records_graphs = True
 
     def __init__(
         self,
         model: nn.Module,
         vocab_size: int,
         positions: int,
-        ids: torch.Tensor | None = None,
         settings: GraphSettings | None = None,
     ):
-        super().__init__(vocab_size, positions, ids)
+        super().__init__(vocab_size, positions)
         self.model, self.sizes = model, dimensions(model)
         self.settings = settings or GraphSettings()
         self.device, self.dtype = model.device, model.dtype
@@ -143,7 +143,7 @@ class GraphedModel(FixedCache):
         return min(self.capacity, max(self.settings.span, 2 ** (end - 1).bit_length()))
 
     @torch.inference_mode()
-    def warm(self, counts: list[int], keep: int | None = None, context: int = 1) -> None:
+    def warm(self, counts: Iterable[int], context: int, keep: int | None = None) -> None:
         """Record the graphs of these counts of tokens for every span up to `context` tokens; the cache is empty afterwards.
 
         keep: logits of each; None is all of them, as verification asks for.

@@ -92,11 +92,13 @@ def rope_tables(model: LlamaForCausalLM, positions: int) -> tuple[torch.Tensor, 
 
 class FixedCache:
     """A KV cache that stays in place: of `positions` positions, `length` hold tokens, and the next forward overwrites what
-    lies after those. ids: see CachedModel."""
+    lies after those. vocab_size: columns of the logits, see `Model` (gammatune.runtimes.base)."""
 
-    def __init__(self, vocab_size: int, positions: int, ids: torch.Tensor | None):
-        self.ids = ids
-        self.vocab_size = vocab_size if ids is None else len(ids)
+    takes_masks = False
+    records_graphs = False
+
+    def __init__(self, vocab_size: int, positions: int):
+        self.vocab_size = vocab_size
         self.positions = positions
         self.length = 0
 
@@ -113,3 +115,6 @@ class FixedCache:
         if after > self.positions:
             raise ValueError(f"{after} tokens do not fit a cache of {self.positions} positions.")
         return after
+
+    def warm(self, counts, context: int, keep: int | None = None) -> None:
+        """Nothing to prepare."""

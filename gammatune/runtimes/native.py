@@ -62,14 +62,14 @@ def refusal(model: nn.Module) -> str | None:
 
 
 class NativeModel(FixedCache):
-    """A Model (see runtimes.base) run by the C++ step. Batch size 1.
+    """`Model` (gammatune.runtimes.base) by the C++ step. Batch size 1.
 
     context: positions that may be needed at most; the KV cache starts smaller. `threads` starts as torch's number of now and
     may be set to another at any time.
     """
 
-    def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int, ids: torch.Tensor | None = None):
-        super().__init__(vocab_size, context, ids)
+    def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int):
+        super().__init__(vocab_size, context)
         self.model, self.sizes = model, dimensions(model)
         self.step = getattr(load_library(), f"forward_{str(model.dtype).split('.')[-1]}")
         self.step.argtypes = Pointer, Pointer, Pointer, Count, Count, Count, Pointer, ctypes.c_int

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.optimize import linprog
 
-from gammatune.replay.prices import CostCurve, Drafting, Price
+from gammatune.replay.prices import FREE, CostCurve, Drafting, Price
 
 DIGITS = 9
 
@@ -16,8 +16,8 @@ DIGITS = 9
 class Samples:
     """What a measurement leaves: one dict per round and one per prefill.
 
-    rounds: length (of the prompt), context, watched, forwards, fed (tokens that the first draft step took), draft_ms,
-    verify_ms, rest_ms. prefills: length, models ("target" or "both"), ms.
+    rounds: length (of the prompt), context, watched, drafted, forwards, fed (tokens that the first draft step took),
+    draft_ms, verify_ms, rest_ms. prefills: length, models ("target" or "both"), ms.
     """
 
     rounds: list[dict] = field(default_factory=list)
@@ -29,7 +29,7 @@ def fit_prices(samples: Samples, facts: dict) -> CostCurve:
     rounds, prefills = pd.DataFrame(samples.rounds), pd.DataFrame(samples.prefills)
     rounds["size"], prefills["size"] = 1, prefills["length"]
     prefills["context"] = prefills["length"]
-    verify = [fit_line(group, "verify_ms") for _, group in rounds.groupby("forwards", sort=True)]
+    verify = [fit_line(group, "verify_ms") for _, group in rounds.groupby("drafted", sort=True)]
     alone = prefills[prefills["models"] == "target"]
     drafting = rounds[rounds["forwards"] > 0]
     return CostCurve(
@@ -45,6 +45,8 @@ def fit_prices(samples: Samples, facts: dict) -> CostCurve:
 
 def fit_drafting(rounds: pd.DataFrame) -> Drafting:
     """rounds: those with draft steps. One fit for all of a block: steps, steps by context, start, catch-up."""
+    if rounds.empty:  # a drafter that is no model
+        return Drafting(FREE)
     steps, milliseconds = rounds["forwards"].to_numpy(), rounds["draft_ms"].to_numpy()
     two = (rounds["fed"] > 1).to_numpy()
     columns = np.column_stack([steps, steps * spread_context(rounds), np.ones(len(rounds)), two])
@@ -75,7 +77,7 @@ def fit_robustly(columns: np.ndarray, milliseconds: np.ndarray, sizes: np.ndarra
     """Weights [w] >= 0 of columns [n, w] for times [n] with the least sum of |error| / sizes [n].
 
     Like a median, it does not follow a few disturbed samples. No weight is negative: nothing costs less than nothing, nor
-    less behind a longer context. Solved as a linear programme: error = over - under, both >= 0.
+    less after a longer context. Solved as a linear programme: error = over - under, both >= 0.
     """
     samples, weights = columns.shape
     parts = sparse.hstack([sparse.csr_array(columns), sparse.eye_array(samples), -sparse.eye_array(samples)])

@@ -7,7 +7,7 @@ asked for once per pass and context, in shuffled order, so a machine that slows 
 import random
 import tempfile
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -18,38 +18,18 @@ from tqdm import tqdm
 
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
+from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair, load_pair
-from gammatune.policies import POLICIES, Policy
+from gammatune.policies.fixed import Autoregressive
+from gammatune.policies.probe import Probe, WatchingProbe
+from gammatune.policies.session import PolicySession
 from gammatune.replay.prices import SCHEMA, CostCurve, curve_to_json
-from gammatune.runs.acceptance import table_facts
-from gammatune.runs.cells import content_hash, write_json
+from gammatune.runs.files import content_hash, write_json
 from gammatune.runs.provenance import describe_environment
-from gammatune.runtimes.base import PairRuntime, build_runtime
+from gammatune.runs.session import Session, open_session
 from gammatune.studies.fit_prices import Samples, fit_prices
-from gammatune.tasks.specbench import load_questions
 
 SHOWN_BLOCKS = (1, 2, 6, 9, 17, 25)
-
-
-@dataclass
-class Probe(Policy):
-    """Plans the gammas of a list, one per round."""
-
-    gammas: list[int] = field(default_factory=list)
-
-    def reset(self) -> None:
-        self.following = iter(self.gammas)
-
-    def plan(self) -> int:
-        return next(self.following)
-
-
-@dataclass
-class WatchingProbe(Probe):
-    """The same, and reads the draft's signals for every token, as a policy does that may stop a block."""
-
-    watches_draft = True
 
 
 @dataclass
@@ -91,35 +71,36 @@ class CostRun:
     """The cost verb: load a pair, probe it, fit the prices, write them."""
 
     def __init__(self, config: RunConfig, plan: Plan):
-        self.config = config
-        questions = load_questions(config.tasks)
-        if config.runtime.threads is not None:
-            torch.set_num_threads(config.runtime.threads)
-        pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
-        self.plan = plan.fit(pair.context)
         # Without an end of sequence no block is cut short, and every block length is met as often as planned
-        self.runtime: PairRuntime = build_runtime(replace(pair, eos_ids=()), config.runtime.name)
-        self.facts = self.describe(pair, questions.checksum)
-        self.text = repeat_text(pair.tokenizer, questions.questions, max(self.plan.contexts))
+        self.session: Session = open_session(config, endless=True)
+        self.plan = plan.fit(self.session.pair.context)
+        self.seed = config.seed
+        self.text = repeat_text(self.session.pair.tokenizer, self.session.questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
-
-    def describe(self, pair: Pair, checksum: str) -> dict:
-        return {
-            **table_facts(pair, self.config, checksum, self.plan.gamma_max),
-            "runtime": {"name": self.runtime.name, "threads": torch.get_num_threads()},
+        # a drafter that is no model proposes when it pleases; a known text has a block of every length
+        known = None if self.session.engine.drafter.needs_draft_model else KnownText(answer=self.text * 2)
+        self.engine = self.session.engine.with_drafter(known) if known else self.session.engine
+        self.facts = {
+            **self.session.table_facts(self.plan.gamma_max),
+            "runtime": {"name": self.session.engine.runtime, "threads": torch.get_num_threads()},
             "contexts": list(self.plan.contexts),
             "repeats": self.plan.repeats,
             "unit": "ms",
-            "provenance": describe_environment(pair.device, pair.identity),
+            "provenance": describe_environment(self.session.pair.device, self.session.pair.identity),
         }
+
+    @property
+    def probes(self) -> tuple[type[Probe], ...]:
+        """A drafter without signals has no watched price of its own: what it does is the same."""
+        return (Probe, WatchingProbe) if self.session.engine.drafter.signals else (Probe, Probe)
 
     def run(self) -> CostCurve:
         samples = Samples()
         self.warm_up()
-        jobs = [(context, policy) for context in self.plan.contexts for policy in (Probe, WatchingProbe)]
+        jobs = [(context, policy) for context in self.plan.contexts for policy in self.probes]
         with tqdm(total=self.plan.repeats * len(jobs), unit="turn", disable=None) as bar:
             for repeat in range(self.plan.repeats):
-                order = random.Random(f"{self.config.seed}/{repeat}")
+                order = random.Random(f"{self.seed}/{repeat}")
                 for context, policy in order.sample(jobs, len(jobs)):
                     self.measure_pass(context, policy(gammas=self.shuffle_gammas(order)), samples)
                     bar.update()
@@ -127,9 +108,9 @@ class CostRun:
 
     def warm_up(self) -> None:
         """One pass, unlogged: first calls pay for allocations and kernel choices."""
-        self.runtime.warm(self.plan.gamma_max, max(self.plan.contexts) + self.plan.room)
-        order = random.Random(self.config.seed)
-        self.measure_pass(min(self.plan.contexts), WatchingProbe(gammas=self.shuffle_gammas(order)), Samples())
+        self.session.warm_up(list(range(self.plan.gamma_max + 1)), watched=True)
+        order = random.Random(self.seed)
+        self.measure_pass(min(self.plan.contexts), self.probes[-1](gammas=self.shuffle_gammas(order)), Samples())
 
     def shuffle_gammas(self, order: random.Random) -> list[int]:
         return order.sample(range(self.plan.gamma_max + 1), self.plan.gamma_max + 1)
@@ -137,16 +118,21 @@ class CostRun:
     def measure_pass(self, context: int, probe: Probe, samples: Samples) -> None:
         """One round of every block length behind a prompt of `context` tokens, and a prefill without the draft."""
         prompt = self.text[:context]
-        for models, policy in (("target", POLICIES["ar"]()), ("both", probe)):
-            turn = start_turn(self.runtime, prompt, policy, self.decode, self.config.seed)
+        for models, policy in (("target", Autoregressive()), ("both", probe)):
+            turn = start_turn(self.engine, prompt, PolicySession(policy), self.decode, self.seed)
             samples.prefills.append({"length": context, "models": models, "ms": time_prefill(turn)})
         rounds = [measure_round(turn) for _ in probe.gammas]
-        turn.clock.synchronize()
+        turn.device.synchronize()
         read_marks(turn)
         for measured, finished in zip(rounds, turn.rounds, strict=True):
             times = (finished.draft_ms, finished.verify_ms, finished.policy_ms)
             measured |= {"length": context, "watched": probe.watches_draft, "context": finished.context}
-            measured |= {"forwards": finished.draft_forwards, "draft_ms": times[0], "verify_ms": times[1]}
+            measured |= {
+                "forwards": finished.forwards,
+                "drafted": finished.drafted,
+                "draft_ms": times[0],
+                "verify_ms": times[1],
+            }
             measured["rest_ms"] = measured.pop("wall_ms") - sum(times)
         samples.rounds += rounds
 
@@ -165,16 +151,17 @@ def repeat_text(tokenizer, questions: list, length: int) -> list[int]:
 
 def time_prefill(turn: Turn) -> float:
     """Milliseconds, as `generate_speculative` times it."""
-    turn.clock.synchronize()
+    turn.device.synchronize()
     started = time.perf_counter()
     prefill(turn)
-    turn.clock.synchronize()
+    turn.device.synchronize()
     return (time.perf_counter() - started) * 1e3
 
 
 def measure_round(turn: Turn) -> dict:
     """One round by the host's clock; fed: tokens that the first draft step takes. A round ends with the host informed."""
-    fed = len(turn.committed) - turn.runtime.draft.length
+    model = turn.drafter.workplace.model
+    fed = len(turn.text) - model.length if model else 0
     started = time.perf_counter()
     run_round(turn)
     return {"fed": fed, "wall_ms": (time.perf_counter() - started) * 1e3}

@@ -5,7 +5,7 @@ from transformers import LlamaForCausalLM
 
 from gammatune.config import Shape
 from gammatune.models.tiny import TinySettings, build_tiny_models, llama_config
-from gammatune.runtimes.base import CachedModel
+from gammatune.runtimes.eager import EagerModel
 
 VOCAB = 40
 
@@ -31,7 +31,7 @@ def tokens_of(seed: int, length: int) -> torch.Tensor:
     return torch.randint(4, VOCAB, (length,), generator=torch.Generator().manual_seed(seed))
 
 
-def compare(compiled, eager: CachedModel, tokens: torch.Tensor, keep: int, close: float = 1e-4) -> torch.Tensor:
+def compare(compiled, eager: EagerModel, tokens: torch.Tensor, keep: int, close: float = 1e-4) -> torch.Tensor:
     got, expected = compiled.forward(tokens, keep), eager.forward(tokens, keep)
     assert got.shape == expected.shape and got.dtype == torch.float32 and compiled.length == eager.length
     torch.testing.assert_close(got, expected, rtol=close, atol=close)

@@ -1,5 +1,6 @@
 """The CUDA form of the compiled runtime, its step run here without a capture: transformers' numbers, and no host reads."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,12 +11,13 @@ from llamas import VOCAB, compare, llama, tokens_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_speculative
+from gammatune.decoding.loop import Engine, build_engine, generate_speculative
 from gammatune.models.pairs import Pair, random_pair
 from gammatune.policies import POLICIES
+from gammatune.policies.session import PolicySession
 from gammatune.runtimes import cuda
-from gammatune.runtimes.base import CachedModel, PairRuntime, eager_runtime
 from gammatune.runtimes.cuda import PLAIN, GraphedModel, GraphSettings
+from gammatune.runtimes.eager import EagerModel
 
 POSITIONS = 128
 # Spans of 16, 32, 64 and 128 and a cache that starts with 32 positions: short feeds cross every border
@@ -26,8 +28,8 @@ MODELS = {"grouped": llama(), "one head for all": llama(1), "not grouped": llama
 REFERENCES = {"grouped": llama(), "one head for all": llama(1), "not grouped": llama(4), "tied": llama(tied=True)}
 
 
-def both(name: str = "grouped") -> tuple[GraphedModel, CachedModel]:
-    return GraphedModel(MODELS[name], VOCAB, POSITIONS, settings=SHORT), CachedModel(REFERENCES[name], VOCAB)
+def both(name: str = "grouped") -> tuple[GraphedModel, EagerModel]:
+    return GraphedModel(MODELS[name], VOCAB, POSITIONS, settings=SHORT), EagerModel(REFERENCES[name], VOCAB)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,7 +71,7 @@ def test_reset_starts_over():
 
 
 def test_a_smaller_vocabulary_cuts_the_logits():
-    graphed, eager = GraphedModel(MODELS["tied"], 30, POSITIONS, settings=SHORT), CachedModel(REFERENCES["tied"], 30)
+    graphed, eager = GraphedModel(MODELS["tied"], 30, POSITIONS, settings=SHORT), EagerModel(REFERENCES["tied"], 30)
     assert compare(graphed, eager, tokens_of(0, 5) % 30, 2).shape == (2, 30)
 
 
@@ -106,10 +108,10 @@ def test_warm_records_what_a_run_will_ask_for(monkeypatch):
     target.warm(range(1, gamma_max + 2), context=60)
     assert set(target.graphs) == {(n, n, span) for n in range(1, gamma_max + 2) for span in (16, 32, 64)}
     draft = GraphedModel(MODELS["tied"], VOCAB, POSITIONS, settings=SHORT)
-    draft.warm([1, 2], keep=1)
+    draft.warm([1, 2], keep=1, context=1)
     assert set(draft.graphs) == {(1, 1, 16), (2, 1, 16)} and draft.length == 0
     monkeypatch.setattr(GraphedModel, "try_compiled", lambda *_: pytest.fail("recorded after warm-up"))
-    eager = CachedModel(REFERENCES["grouped"], VOCAB)
+    eager = EagerModel(REFERENCES["grouped"], VOCAB)
     for n in (9, 9, 9, 9, 9, 3, 1):
         compare(target, eager, tokens_of(n, n), n)
 
@@ -143,37 +145,35 @@ def test_eager_and_graphed_share_the_weights():
         assert linear.weight.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     tokens = tokens_of(0, 7)
-    assert torch.allclose(CachedModel(model, VOCAB).forward(tokens, 7), CachedModel(reference, VOCAB).forward(tokens, 7))
+    assert torch.allclose(EagerModel(model, VOCAB).forward(tokens, 7), EagerModel(reference, VOCAB).forward(tokens, 7))
     again = GraphedModel(model, VOCAB, POSITIONS, settings=SHORT)
     assert again.layers[0].qkv.data_ptr() == layer.qkv.data_ptr() and torch.equal(again.layers[0].qkv, layer.qkv)
 
 
-def graphed_runtime(pair: Pair) -> PairRuntime:
-    target = GraphedModel(pair.target, VOCAB, pair.context, settings=SHORT)
-    return PairRuntime(pair, target, GraphedModel(pair.draft, VOCAB, pair.context, pair.draft_ids, SHORT), name="compiled")
-
-
-PAIRS = [random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head) for head in (None, 20)]
+def graphed_engine(pair: Pair) -> Engine:
+    """As build_engine makes it on CUDA."""
+    rows = VOCAB if pair.draft_ids is None else len(pair.draft_ids)
+    target, draft = (
+        GraphedModel(model, columns, pair.context, SHORT) for model, columns in ((pair.target, VOCAB), (pair.draft, rows))
+    )
+    engine = build_engine(pair)
+    engine.drafter.workplace.model = draft
+    return replace(engine, target=target, runtime="compiled")
 
 
 @pytest.mark.parametrize("name", ["ar", "gammatune_plus"])
-@pytest.mark.parametrize("pair", PAIRS, ids=["whole head", "reduced head"])
+@pytest.mark.parametrize("head", [None, 20], ids=["whole head", "reduced head"])
 @settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 100), budget=st.integers(1, 40))
-def test_decoding_gives_the_same_ids_and_rounds(pair, name, seed, budget):
+def test_decoding_gives_the_same_ids_and_rounds(head, name, seed, budget):
+    pair = random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head)
     prompt, answers = tokens_of(seed, 8).tolist(), []
-    for runtime in (eager_runtime(pair), graphed_runtime(pair)):
-        answers.append(generate_speculative(runtime, prompt, POLICIES[name](), DecodeConfig(max_new_tokens=budget)))
+    for engine in (build_engine(pair), graphed_engine(pair)):
+        session = PolicySession(POLICIES[name]())
+        answers.append(generate_speculative(engine, prompt, session, DecodeConfig(max_new_tokens=budget)))
     assert answers[0].output_ids == answers[1].output_ids
-    assert [r.counts() for r in answers[0].rounds] == [r.counts() for r in answers[1].rounds]
-
-
-def test_a_pair_is_warmed_as_its_loop_feeds_it():
-    runtime = graphed_runtime(PAIRS[0])
-    runtime.warm(4, 40)
-    assert {n for n, _, _ in runtime.target.graphs} == {1, 2, 3, 4, 5}
-    assert {(n, keep) for n, keep, _ in runtime.draft.graphs} == {(1, 1), (2, 1)}
-    eager_runtime(PAIRS[0]).warm(4, 40)  # nothing to record
+    assert [r.accepted for r in answers[0].rounds] == [r.accepted for r in answers[1].rounds]
+    assert graphed_engine(pair).target.records_graphs
 
 
 def compiled_model() -> GraphedModel:
@@ -184,7 +184,7 @@ def compiled_model() -> GraphedModel:
 def test_the_pieces_are_compiled_once_for_all_counts(monkeypatch, capsys):
     """Everything of the compiler but its last stage, which would take most of the time."""
     monkeypatch.setattr(cuda.torch, "compile", partial(torch.compile, backend="aot_eager"))
-    graphed, eager = compiled_model(), CachedModel(REFERENCES["grouped"], VOCAB)
+    graphed, eager = compiled_model(), EagerModel(REFERENCES["grouped"], VOCAB)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for n, keep in [(1, 1), (5, 5), (2, 1), (9, 9), (3, 3), (1, 1), (7, 7), (2, 2)]:
@@ -196,7 +196,7 @@ def test_the_pieces_are_compiled_once_for_all_counts(monkeypatch, capsys):
 @pytest.mark.slow
 def test_the_compiled_pieces_give_the_same_logits(capsys):
     """What runs inside the graphs on a GPU: the whole compiler, here for the CPU."""
-    graphed, eager = compiled_model(), CachedModel(REFERENCES["grouped"], VOCAB)
+    graphed, eager = compiled_model(), EagerModel(REFERENCES["grouped"], VOCAB)
     for n in (4, 7):
         compare(graphed, eager, tokens_of(n, n), n)
     assert graphed.pieces is not PLAIN and capsys.readouterr().err == ""
@@ -208,7 +208,7 @@ def test_where_the_compiler_fails_graphs_remain_with_one_warning(monkeypatch, ca
 
     monkeypatch.setattr(cuda.torch, "compile", lambda *_, **__: broken)
     graphed = GraphedModel(MODELS["grouped"], VOCAB, POSITIONS, settings=GraphSettings(most_tokens=9, capture=False))
-    eager = CachedModel(REFERENCES["grouped"], VOCAB)
+    eager = EagerModel(REFERENCES["grouped"], VOCAB)
     for n in (3, 4):
         compare(graphed, eager, tokens_of(n, n), n)
     warning = capsys.readouterr().err

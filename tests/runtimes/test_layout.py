@@ -5,8 +5,8 @@ import torch
 from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 
 from gammatune.runtimes import cuda, layout, native
-from gammatune.runtimes.base import CachedModel
 from gammatune.runtimes.cuda import GraphedModel, GraphSettings
+from gammatune.runtimes.eager import EagerModel
 from gammatune.runtimes.native import NativeModel
 from gammatune.runtimes.native_library import NoLibraryError, find_compiler
 
@@ -28,7 +28,7 @@ def compiled(model, positions: int) -> NativeModel:
 @pytest.mark.parametrize("build", [graphed, compiled])
 def test_what_does_not_fit_the_cache_is_refused_and_changes_nothing(build):
     """50 positions: neither a whole tile of keys nor a power of two."""
-    model, eager = build(llama(), 50), CachedModel(llama(), VOCAB)
+    model, eager = build(llama(), 50), EagerModel(llama(), VOCAB)
     compare(model, eager, tokens_of(0, 40), 1)
     for n in (11, 24, 300):
         with pytest.raises(ValueError, match=f"^{40 + n} tokens do not fit a cache of 50 positions.$"):
@@ -65,7 +65,7 @@ def test_a_quantised_layer_is_refused():
 def test_every_allowed_rope_gives_transformers_logits(rope):
     model = odd_llama(rope)
     assert layout.refusal(model) is None
-    compare(graphed(model, 512), CachedModel(model, VOCAB), tokens_of(0, 300), 40)
+    compare(graphed(model, 512), EagerModel(model, VOCAB), tokens_of(0, 300), 40)
 
 
 def test_each_runtime_refuses_other_devices_than_its_own():

@@ -11,11 +11,13 @@ from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 
 from gammatune.cache_dir import cache_dir
 from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_speculative
+from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.models.pairs import random_pair
 from gammatune.policies import POLICIES
+from gammatune.policies.session import PolicySession
 from gammatune.runtimes import native, native_library
-from gammatune.runtimes.base import CachedModel, build_runtime, eager_runtime
+from gammatune.runtimes.base import build_models
+from gammatune.runtimes.eager import EagerModel
 from gammatune.runtimes.native import CHUNK, FIRST_POSITIONS, NativeModel
 from gammatune.runtimes.native_library import NoLibraryError
 
@@ -35,7 +37,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 )
 def test_logits_are_transformers_own(seed, steps):
     """Feeds of any size, each followed by a crop, as verification does."""
-    eager, model = CachedModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 128)
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 128)
     for size, dropped in steps:
         compare(model, eager, tokens_of(seed + size, size), size)
         for each in (eager, model):
@@ -47,7 +49,7 @@ def check_every_block_length(dtype: torch.dtype) -> None:
     model = llama(seed=2).to(dtype)
     close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
     for size in (*range(1, 8), 12, 13, 16, 17, 32, 33, CHUNK + 5):
-        eager, compiled = CachedModel(model, VOCAB), NativeModel(model, VOCAB, 512)
+        eager, compiled = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512)
         compare(compiled, eager, tokens_of(1, 40), 40, close)
         compare(compiled, eager, tokens_of(2, size), size, close)
 
@@ -120,7 +122,7 @@ def test_threads_may_change_at_any_time_and_change_no_bit(dtype):
 
 
 def test_the_last_rows_of_a_long_prompt_are_the_ones_kept():
-    eager, model = CachedModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 512)
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 512)
     for keep in (0, 1, 39, 40, 41, 60):
         got = model.forward(tokens_of(3, CHUNK + 40), keep)
         eager.reset()
@@ -131,7 +133,7 @@ def test_the_last_rows_of_a_long_prompt_are_the_ones_kept():
 
 def test_the_cache_grows_and_keeps_what_it_holds():
     """Past the first positions, and after a crop back below them."""
-    eager, model = CachedModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 4 * FIRST_POSITIONS)
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 4 * FIRST_POSITIONS)
     for size, back in ((FIRST_POSITIONS - 3, 0), (1, 0), (9, 2), (FIRST_POSITIONS, 0), (5, 2000), (7, 0)):
         compare(model, eager, tokens_of(size, size), 1, close=1e-3)
         for each in (eager, model):
@@ -140,7 +142,7 @@ def test_the_cache_grows_and_keeps_what_it_holds():
 
 
 def test_a_token_without_an_embedding_is_refused():
-    model, eager = NativeModel(MODEL, VOCAB, 128), CachedModel(MODEL, VOCAB)
+    model, eager = NativeModel(MODEL, VOCAB, 128), EagerModel(MODEL, VOCAB)
     for token in (VOCAB, -1, 2**40):
         with pytest.raises(IndexError, match="A token is outside the 40 that the model has embeddings for"):
             model.forward(torch.tensor([5, token]), 1)
@@ -157,9 +159,9 @@ def test_tokens_of_another_type_or_stride_are_read_as_what_they_are():
 
 def test_a_head_with_fewer_rows_gives_those_alone():
     pair = random_pair(seed=4, noise=0.3, vocab_size=100, head=37)
-    eager = CachedModel(pair.draft, pair.vocab_size, pair.draft_ids)
-    model = NativeModel(pair.draft, pair.vocab_size, pair.context, pair.draft_ids)
-    assert compare(model, eager, tokens_of(1, 9), 2).shape == (2, 37) and torch.equal(model.ids, eager.ids)
+    eager = EagerModel(pair.draft, 37)
+    model = build_models(pair, "compiled").draft
+    assert isinstance(model, NativeModel) and compare(model, eager, tokens_of(1, 9), 2).shape == (2, 37)
 
 
 @pytest.mark.parametrize("name", ["ar", "fixed", "gammatune_plus"])
@@ -167,9 +169,10 @@ def test_a_head_with_fewer_rows_gives_those_alone():
 @given(seed=st.integers(0, 100), budget=st.integers(1, 30))
 def test_decoding_gives_the_same_ids_and_rounds(name, seed, budget):
     pair, prompt, answers = random_pair(seed=1, noise=0.3, vocab_size=VOCAB), tokens_of(seed, 8).tolist(), []
-    for runtime in (eager_runtime(pair), build_runtime(pair, "compiled")):
-        answers.append(generate_speculative(runtime, prompt, POLICIES[name](), DecodeConfig(max_new_tokens=budget)))
-    assert runtime.name == "compiled"
+    for engine in (build_engine(pair), build_engine(pair, "compiled")):
+        session = PolicySession(POLICIES[name]())
+        answers.append(generate_speculative(engine, prompt, session, DecodeConfig(max_new_tokens=budget)))
+    assert engine.runtime == "compiled"
     assert answers[0].output_ids == answers[1].output_ids
     assert [r.accepted for r in answers[0].rounds] == [r.accepted for r in answers[1].rounds]
 
@@ -178,8 +181,8 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(capsys):
     half = random_pair(seed=1, noise=0.3, vocab_size=VOCAB)
     half.target.half()
     assert native.refusal(half.draft) is None
-    runtime = build_runtime(half, "compiled")
-    assert runtime.name == "eager" and isinstance(runtime.target, CachedModel)
+    models = build_models(half, "compiled")
+    assert models.runtime == "eager" and isinstance(models.target, EagerModel)
     warning = capsys.readouterr().err
     assert warning.count("\n") == 1 and "running eager" in warning and "float16" in warning and "draft" not in warning
 
@@ -193,7 +196,7 @@ def test_odd_widths_are_refused():
 def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert build_runtime(random_pair(vocab_size=VOCAB), "compiled").name == "eager"
+    assert build_models(random_pair(vocab_size=VOCAB), "compiled").runtime == "eager"
     assert capsys.readouterr().err.count("no C++ compiler") == 2  # one warning, target and draft in it
 
 
@@ -240,10 +243,10 @@ def one_thread():
 @pytest.mark.embedded
 def test_the_embedded_pair_gives_the_same_ids(embedded_pair, one_thread):
     prompt = embedded_pair.tokenizer.encode("The capital of France is")
-    runtimes = eager_runtime(embedded_pair), build_runtime(embedded_pair, "compiled")
-    assert runtimes[1].name == "compiled"
+    engines = build_engine(embedded_pair), build_engine(embedded_pair, "compiled")
+    assert engines[1].runtime == "compiled"
     for name in ("ar", "gammatune_plus"):
-        made = [
-            generate_speculative(runtime, prompt, POLICIES[name](), DecodeConfig(max_new_tokens=12)) for runtime in runtimes
-        ]
+        sessions = PolicySession(POLICIES[name]()), PolicySession(POLICIES[name]())
+        decode = DecodeConfig(max_new_tokens=12)
+        made = [generate_speculative(*engine, decode) for engine in zip(engines, (prompt, prompt), sessions, strict=True)]
         assert made[0].output_ids == made[1].output_ids

@@ -7,7 +7,7 @@ from gammatune.records import ROUND_FIELDS, TurnLog
 ARM_KEYS = ["label", "policy", "gamma"]
 TURN_KEYS = ["repetition", "task", "category", "question_id", "turn"]
 QUESTION_KEYS = [*ARM_KEYS, "repetition", "task", "question_id"]
-ROUND_SUMS = ("drafted", "accepted", "emitted", "draft_forwards", "draft_ms", "verify_ms", "policy_ms")
+ROUND_SUMS = ("drafted", "accepted", "emitted", "forwards", "draft_ms", "verify_ms", "policy_ms")
 TURN_SUMS = ["turns", "tokens", "rounds", *ROUND_SUMS, "prefill_ms", "wall_ms"]
 
 

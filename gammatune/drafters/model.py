@@ -1,0 +1,156 @@
+"""A draft model: one forward per proposed token, with what it reports about each.
+
+The last committed token is never in its cache: whatever the cache lacks of the committed text is fed with the next forward.
+So a rejection is a crop, and the hole that a full acceptance leaves (the block's last token was never fed) is filled by a
+two-token feed, at no extra forward.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from gammatune.drafters.base import Drafter, make_columns
+from gammatune.drafters.signals import find_best, measure_signals, name_tokens
+from gammatune.records import Block, Proposal, Signals
+from gammatune.traces import MATCH, MISMATCH, TextTrace
+
+CHUNK = 128  # answer positions per traced forward
+
+
+@dataclass
+class DraftModel(Drafter):
+    """The pair's draft model (Leviathan et al. 2023, arXiv 2211.17192)."""
+
+    name: ClassVar[str] = "model"
+    title: ClassVar[str] = "draft model"
+    signals: ClassVar[bool] = True
+    needs_draft_model: ClassVar[bool] = True
+
+    def begin(self, prompt: list[int], sampler) -> None:
+        self.model, self.ids, self.device = self.workplace.model, self.workplace.ids, self.workplace.device
+        self.sampler = sampler
+        self.model.reset()
+        if len(prompt) > 1:
+            self.model.forward(self.device.upload(prompt[:-1]), keep=1)
+
+    def propose(self, text: list[int], block: Block) -> Proposal:
+        if not block.limit:
+            return Proposal(self.device.upload([]))
+        feed, tokens, rows, drafting = self.device.upload(text[self.model.length :]), [], [], True
+        while drafting:
+            logits = self.model.forward(feed, keep=1)  # [1, N]
+            q = self.sampler.distribution(logits)
+            row = self.sampler.draw(q)  # [1]
+            feed = name_tokens(row, self.ids)
+            tokens.append(feed)
+            rows.append(q)
+            drafting = block.add(*self.report(block, logits, q, row, feed))
+        k = block.drafted  # one less than were drawn where the policy dropped the last
+        q = self.sampler.spread(rows[:k], self.ids, self.workplace.vocab_size) if k else None
+        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens))
+
+    def report(self, block: Block, logits, q, row, token) -> tuple[int | None, Signals | None]:
+        """The token and its signals for `block.add`, in at most one read of the device.
+
+        A policy that does not watch waits for nothing: on CUDA the token stays there, and the block may run on past a
+        drafted end of sequence, which is found after verification.
+        """
+        if not block.watched:
+            return (self.device.read(token)[0] if self.device.reads_are_free else None), None
+        measured = measure_signals(logits)[0]  # [3]
+        chosen = measured[:1] if self.sampler.greedy else q[0, row]
+        # ids are exact in fp32 up to 2^24, so the token rides along with its signals
+        top1, entropy, margin, chosen, token = self.device.read(torch.cat([measured, chosen, token.float()]))
+        return int(token), Signals.rounded(block.drafted, top1, entropy, margin, chosen)
+
+    def commit(self, text: list[int]) -> None:
+        self.model.crop(len(text) - 1)
+
+    @torch.inference_mode()
+    def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> TextTrace:
+        """Along the answer, and along the draft's own continuation after each wrong token.
+
+        Where the model takes masks, all continuations of an answer advance side by side. Elsewhere each token is fed as a
+        live block feeds it, one at a time, so that a compiled 16-bit draft reports bit for bit what it reports live.
+        """
+        text = self.device.upload([*prompt[-1:], *answer[:-1]])  # [n], the token before each position
+        trace = self.trace_masked if self.model.takes_masks else self.trace_stepwise
+        return trace(text, self.device.upload(answer), len(prompt), Reach(budget, depth))
+
+    def trace_masked(self, text: torch.Tensor, answer: torch.Tensor, prompt_tokens: int, reach: "Reach") -> TextTrace:
+        logits = [self.model.forward(chunk, keep=len(chunk)) for chunk in text.split(CHUNK)]  # [chunk, N] each
+        choices = torch.cat([name_tokens(find_best(each), self.ids) for each in logits])  # [n]
+        measured = torch.cat([measure_signals(each) for each in logits])  # [n, 3]
+        wrong = (choices != answer).nonzero().squeeze(1)  # [w]
+        tokens, ends = choices[wrong], self.device.upload(sorted(self.workplace.ends))
+        ended, steps = torch.isin(tokens, ends), torch.zeros_like(wrong)
+        room = (reach.budget - 2 - wrong).clamp(
+            max=reach.depth
+        )  # steps after the wrong token, the last allowed one excluded
+        alive = (~ended & (room > 0)).nonzero().squeeze(1)  # indices into wrong
+        cached, owner, rows, found, age = self.model.length, wrong.new_zeros(0), [], [], 0
+        while len(alive):
+            # each continuation sees its own prefix of the text and its own earlier tokens, all in one cache
+            seen = prompt_tokens + wrong[alive]  # [a], tokens of the text that it follows
+            owner = torch.cat([owner, alive])
+            visible = torch.arange(cached, device=owner.device)[None] < seen[:, None]
+            mask = torch.cat([visible, owner[None] == alive[:, None]], dim=1)  # [a, cached + fed]
+            logits = self.model.forward(tokens[alive], keep=len(alive), positions=seen + age, mask=mask)  # [a, N]
+            tokens[alive] = name_tokens(find_best(logits), self.ids)
+            rows.append(alive)
+            found.append(measure_signals(logits))
+            age += 1
+            steps[alive] += 1
+            ended[alive] = torch.isin(tokens[alive], ends)
+            alive = alive[~ended[alive] & (steps[alive] < room[alive])]
+        order = torch.cat(rows).argsort(stable=True) if rows else wrong  # by continuation, then by step
+        after = torch.cat(found)[order] if rows else measured[:0]
+        return TextTrace(
+            match=np.where((choices == answer).cpu().numpy(), MATCH, MISMATCH).astype(np.int8),
+            signals=make_columns(measured.cpu().numpy()),
+            steps=steps.cpu().numpy().astype(np.int8),
+            ended=ended.cpu().numpy(),
+            continuations=make_columns(after.cpu().numpy()),
+        )
+
+    def trace_stepwise(self, text: torch.Tensor, answer: torch.Tensor, prompt_tokens: int, reach: "Reach") -> TextTrace:
+        match, signals, steps, ended, after = [], [], [], [], []
+        for place in range(len(text)):
+            feed, wanted = text[place : place + 1], int(answer[place])
+            feed, token, measured = self.step(feed)
+            signals.append(measured)
+            match.append(MATCH if token == wanted else MISMATCH)
+            if token == wanted:
+                continue
+            room, count = min(reach.budget - 2 - place, reach.depth), 0
+            while token not in self.workplace.ends and count < room:
+                feed, token, measured = self.step(feed)
+                after.append(measured)
+                count += 1
+            steps.append(count)
+            ended.append(token in self.workplace.ends)
+            self.model.crop(prompt_tokens + place)
+        return TextTrace(
+            match=np.array(match, np.int8),
+            signals=make_columns(np.array(signals)),
+            steps=np.array(steps, np.int8),
+            ended=np.array(ended, bool),
+            continuations=make_columns(np.array(after).reshape(-1, 3)),
+        )
+
+    def step(self, feed: torch.Tensor) -> tuple[torch.Tensor, int, list[float]]:
+        """Feed one token [1]: the draft's next one, on the device and on the host, and its signals."""
+        logits = self.model.forward(feed, keep=1)
+        following = name_tokens(find_best(logits), self.ids)
+        *measured, token = self.device.read(torch.cat([measure_signals(logits)[0], following.float()]))
+        return following, int(token), measured
+
+
+@dataclass
+class Reach:
+    """How far recording goes."""
+
+    budget: int  # tokens that the answer was allowed to have
+    depth: int  # steps of the draft's own continuation after a wrong token

@@ -1,0 +1,43 @@
+"""A model as transformers runs it, over a cache that grows."""
+
+import torch
+from transformers import DynamicCache
+
+
+class EagerModel:
+    """`Model` (gammatune.runtimes.base) by plain transformers forwards.
+
+    vocab_size: columns of the logits that are kept; a checkpoint may pad its LM head to a round number.
+    """
+
+    takes_masks = True
+    records_graphs = False
+
+    def __init__(self, model: torch.nn.Module, vocab_size: int):
+        self.model = model
+        self.vocab_size = vocab_size
+        self.reset()
+
+    def reset(self) -> None:
+        self.cache = DynamicCache(config=self.model.config)
+        self.length = 0
+
+    @torch.inference_mode()
+    def forward(self, tokens: torch.Tensor, keep: int, positions=None, mask=None) -> torch.Tensor:
+        inputs = {"input_ids": tokens[None], "past_key_values": self.cache, "use_cache": True, "logits_to_keep": keep}
+        if positions is not None:
+            hidden = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
+            hidden.masked_fill_(~mask, torch.finfo(self.model.dtype).min)
+            inputs |= {"position_ids": positions[None], "attention_mask": hidden[None, None]}
+        output = self.model(**inputs)
+        self.length += tokens.shape[0]
+        return output.logits[0, -keep:, : self.vocab_size].float()
+
+    def crop(self, length: int) -> None:
+        if self.length > length:
+            # transformers 5 takes the number to remove, as a negative number
+            self.cache.crop(length - self.length)
+            self.length = length
+
+    def warm(self, counts, context: int, keep: int | None = None) -> None:
+        """Nothing to prepare."""

@@ -1,0 +1,86 @@
+"""`gammatune record`: the target's own answers to a task set, and the acceptance table of the drafter beside them."""
+
+import time
+from pathlib import Path
+
+from gammatune.config import RunConfig
+from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
+from gammatune.drafters.known import KnownText
+from gammatune.errors import UserError
+from gammatune.policies.gammatune import GammaTune
+from gammatune.policies.session import PolicySession
+from gammatune.records import SCHEMA
+from gammatune.runs.acceptance import Recording
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
+from gammatune.runs.provenance import describe_environment
+from gammatune.runs.session import open_session
+from gammatune.tasks.specbench import Question
+
+CONFIRMED = 24  # known tokens that the target checks in one forward, at most
+
+
+class Recorder:
+    """Answer every question with the target alone, then trace the drafter along the answers.
+
+    known: (question id, turn) -> ids of answers that are perhaps the target's own; it checks them in blocks.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, depth: int, known: dict | None = None):
+        if not config.decode.greedy:
+            raise UserError("An acceptance table exists for greedy decoding only: set decode=greedy.")
+        if not 1 <= depth <= 120:
+            raise UserError(f"--gamma-max {depth} must lie between 1 and 120.")
+        self.known = known or {}
+        self.answer_seconds = self.seconds = 0.0
+        self.session = open_session(config)
+        facts = self.session.table_facts(depth)
+        name = f"{self.session.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
+        self.recording = Recording(out / name, facts)
+
+    def run(self) -> Path:
+        """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
+        started = time.perf_counter()
+        with hold_folder(self.recording.folder, "--out FOLDER"):
+            if not self.recording.table.exists():
+                self.stamp()
+            path = self.recording.complete(self.session, self.answer)
+        self.seconds = time.perf_counter() - started
+        return path
+
+    def stamp(self) -> None:
+        """Provenance of this call, on disk before the first forward."""
+        write_json(self.recording.folder / "config.json", {"schema": SCHEMA, **self.recording.facts})
+        path = self.recording.folder / "provenance.json"
+        sessions = read_json(path)["sessions"] if path.exists() else []
+        here = describe_environment(self.session.pair.device, self.session.pair.identity)
+        here |= {"known_answers": len(self.known)}
+        write_json(path, {"schema": SCHEMA, "sessions": [*sessions, here]})
+
+    def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
+        started = time.perf_counter()
+        known = self.known.get((question.question_id, turn))
+        try:
+            made = self.confirm(prompt, known) if known else self.decode(prompt)
+        except UserError as error:
+            raise UserError(f"Question {question.question_id}: {error}") from error
+        self.answer_seconds += time.perf_counter() - started
+        return made
+
+    def decode(self, prompt: list[int]) -> Generation:
+        return generate_autoregressive(self.session.engine, prompt, self.session.config.decode)
+
+    def confirm(self, prompt: list[int], known: list[int]) -> Generation:
+        """The target's own answer in few forwards, as far as `known` is that answer; gamma adapts where it is not."""
+        engine = self.session.engine.with_drafter(KnownText(answer=known))
+        policy = GammaTune(gamma=CONFIRMED, gamma_max=CONFIRMED, clip_expand="gamma_max")
+        return generate_speculative(engine, prompt, PolicySession(policy), self.session.config.decode)
+
+    def describe_times(self) -> str:
+        """What this call spent on the target's answers and on the drafter beside them."""
+        if not self.answer_seconds:
+            return "Nothing was left to record."
+        traced = self.seconds - self.answer_seconds
+        return (
+            f"Answers of the target {self.answer_seconds:.1f} s, the drafter beside them {traced:.1f} s: "
+            f"{self.seconds / self.answer_seconds:.2f} times the answers alone."
+        )

@@ -1,0 +1,171 @@
+"""What a drafter would propose from each position of an answer, whichever policy asks.
+
+In greedy decoding the committed text is the target's own whatever the policy does. So for each answer position as the start
+of a block, the drafter's tokens up to the first wrong one, and what it reports along its own continuation after that one,
+are all that any policy can meet. A draft model's next token depends on the text alone, so the blocks from two starts overlap
+and are stored once (TextTrace); other drafters' proposals depend on where the block began (StartTrace).
+"""
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+MATCH, MISMATCH, UNKNOWN = 1, 0, -1
+NEVER = 1 << 30
+
+
+@dataclass
+class SignalColumns:
+    """The drafter's signals at n positions, float64, rounded to four decimals."""
+
+    top1: np.ndarray  # [n], probability of the first choice
+    entropy: np.ndarray  # [n], in nats
+    margin: np.ndarray  # [n], top-1 minus top-2 probability
+
+    def __len__(self) -> int:
+        return len(self.top1)
+
+    @property
+    def lengths(self) -> set[int]:
+        """One length, unless a stored file is damaged."""
+        return {len(column) for column in vars(self).values()}
+
+    def as_arrays(self) -> tuple[array, array, array]:
+        """The three columns as arrays whose items are plain floats, which a policy may see."""
+        return tuple(array("d", values) for values in (self.top1, self.entropy, self.margin))
+
+    @classmethod
+    def join(cls, first: "SignalColumns", second: "SignalColumns") -> "SignalColumns":
+        return cls(*(np.concatenate(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True)))
+
+
+@dataclass
+class Starts:
+    """Every block that can begin in one answer, by its start. Depth i of the block from start p is its i-th token.
+
+    Lists are indexed by answer position [n]. Signals of depth i are at `head[p] + i` up to and including the first wrong
+    token, and at `after[p] + i` from the next one on.
+    """
+
+    matches: list[int]  # drafted tokens in a row that the target accepts
+    end: list[int]  # drafted tokens after which the drafter has ended the sequence, NEVER where it does not
+    supply: list[int]  # tokens that the drafter has to propose, NEVER for a drafter that always has one
+    known: list[int]  # depths with recorded signals
+    depth: list[int]  # depths that are recorded at all, NEVER where no block can leave them
+    head: list[int]
+    after: list[int]
+    signals: tuple[array, array, array] | None  # top1, entropy, margin
+
+
+@dataclass
+class TextTrace:
+    """One answer's trace by a drafter whose next token depends on the text alone."""
+
+    match: np.ndarray  # [n], int8: whether the drafter's token is the answer's: MATCH, MISMATCH or UNKNOWN
+    signals: SignalColumns | None  # [n], None where not recorded
+    steps: np.ndarray  # [mismatches], int8: recorded steps of the drafter's own continuation after its wrong token
+    ended: np.ndarray  # [mismatches], bool: whether the last of them (the wrong token itself for 0) ends the sequence
+    continuations: SignalColumns | None  # [sum of steps], one continuation after another
+
+    def __len__(self) -> int:
+        return len(self.match)
+
+    @property
+    def watched(self) -> bool:
+        """Whether policies that watch signals can be replayed."""
+        return self.signals is not None
+
+    @property
+    def unknown(self) -> int:
+        """Positions of which nobody knows whether the drafter's token was right."""
+        return int((self.match == UNKNOWN).sum())
+
+    def consistent(self) -> bool:
+        """Whether the lists fit together; one that was read from a file may be damaged."""
+        known = np.isin(self.match, (MATCH, MISMATCH, UNKNOWN)).all()
+        if not self.watched:
+            return bool(known)
+        wrong, recorded = int((self.match == MISMATCH).sum()), int(self.steps.sum())
+        lengths = len(self.steps) == len(self.ended) == wrong and (self.steps >= 0).all()
+        return bool(known and lengths and self.signals.lengths == {len(self)} and self.continuations.lengths == {recorded})
+
+    def starts(self, answer_ended: bool) -> Starts:
+        """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on."""
+        n, places = len(self), np.arange(len(self))
+        wrong = np.flatnonzero(self.match == MISMATCH)
+        # the first mismatch at or after each place: an index into `wrong`, one past its end where there is none
+        which = np.searchsorted(wrong, places)
+        first_wrong = np.append(wrong, n)[which]
+        matches = first_wrong - places
+        end_there = np.full(len(wrong) + 1, NEVER)
+        steps, offset = np.zeros(len(wrong) + 1, int), np.zeros(len(wrong) + 1, int)
+        if len(self.steps):
+            steps[:-1] = self.steps
+            offset[:-1] = np.cumsum(self.steps, dtype=int) - self.steps
+            end_there[:-1] = np.where(self.ended, steps[:-1] + 1, NEVER)
+        # after the answer's last token: nothing is recorded there, and nothing is drafted after an end of sequence
+        end_there[-1], steps[-1] = 0 if answer_ended else NEVER, -1
+        joined = SignalColumns.join(self.signals, self.continuations) if self.watched else None
+        return Starts(
+            matches=matches.tolist(),
+            end=np.minimum(matches + end_there[which], NEVER).tolist(),
+            supply=[NEVER] * n,
+            known=(matches + 1 + steps[which]).tolist(),
+            depth=[NEVER] * n,
+            head=places.tolist(),
+            after=(n + offset[which] - matches - 1).tolist(),
+            signals=joined.as_arrays() if joined else None,
+        )
+
+
+@dataclass
+class StartTrace:
+    """One answer's trace by a drafter whose proposals depend on where the block begins."""
+
+    right: np.ndarray  # [n], int16: proposed tokens in a row that the target accepts
+    proposed: np.ndarray  # [n], int16: tokens that the drafter proposes there, as far as recorded
+    ended: np.ndarray  # [n], bool: whether the last proposed token ends the sequence
+    more: np.ndarray  # [n], bool: whether recording stopped before the drafter did
+    signals: SignalColumns | None  # [sum of proposed], one start after another; None for a drafter without signals
+
+    def __len__(self) -> int:
+        return len(self.right)
+
+    @property
+    def watched(self) -> bool:
+        return self.signals is not None
+
+    @property
+    def unknown(self) -> int:
+        return 0
+
+    @property
+    def match(self) -> np.ndarray:
+        """[n], int8: whether a block from here would begin with the answer's own token."""
+        return (self.right > 0).astype(np.int8)
+
+    def consistent(self) -> bool:
+        """Whether the lists fit together; one that was read from a file may be damaged."""
+        lengths = len(self.right) == len(self.proposed) == len(self.ended) == len(self.more)
+        if not lengths or (self.right < 0).any() or (self.right > self.proposed).any():
+            return False
+        return not self.watched or self.signals.lengths == {int(self.proposed.sum())}
+
+    def starts(self, answer_ended: bool) -> Starts:
+        """By start; answer_ended plays no part, since each start has its own end."""
+        proposed = self.proposed.astype(int)
+        head = np.cumsum(proposed) - proposed
+        return Starts(
+            matches=self.right.tolist(),
+            end=np.where(self.ended, proposed, NEVER).tolist(),
+            supply=np.where(self.more, NEVER, proposed).tolist(),
+            known=proposed.tolist(),
+            depth=np.where(self.more, proposed, NEVER).tolist(),
+            head=head.tolist(),
+            after=head.tolist(),
+            signals=self.signals.as_arrays() if self.watched else None,
+        )
+
+
+Trace = TextTrace | StartTrace
