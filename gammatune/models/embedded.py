@@ -161,7 +161,6 @@ def build_draft(target: LlamaForCausalLM, folder: Path = DRAFT_FOLDER) -> LlamaF
             f"{odd[0]}): copy both files from the same training run."
         )
     draft.model.load_state_dict(weights, strict=False)
-    draft.to(target.device, target.dtype)
     draft.set_input_embeddings(target.get_input_embeddings())
     draft.set_output_embeddings(target.get_output_embeddings())
     draft.config.vocab_size = target.config.vocab_size
@@ -177,5 +176,6 @@ def empty_draft(target: LlamaForCausalLM, folder: Path) -> LlamaForCausalLM:
             f"{target.config.hidden_size}: use the target it was trained with."
         )
     config.vocab_size, config.pad_token_id, config.tie_word_embeddings = 1, None, False
-    config._attn_implementation = "sdpa"
-    return LlamaForCausalLM(config)
+    # Made in the target's dtype, not cast to it: a cast would round the RoPE frequencies too.
+    with torch.device(target.device):
+        return AutoModelForCausalLM.from_config(config, dtype=target.dtype, attn_implementation="sdpa")

@@ -265,5 +265,9 @@ def make_tiny_pair(name: str, target_shape: Shape, draft_shape: Shape, settings:
 
 
 def move(pair: Pair, device: torch.device, dtype: torch.dtype) -> Pair:
-    target, draft = (model.to(device, dtype) for model in (pair.target, pair.draft))
-    return replace(pair, target=target, draft=draft, device=device, dtype=dtype)
+    for model in (pair.target, pair.draft):
+        model.to(device)
+        # Parameters only: the RoPE frequencies are buffers and stay in fp32, else phases are wrong at far positions.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return replace(pair, device=device, dtype=dtype)
