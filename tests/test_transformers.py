@@ -21,7 +21,7 @@ from gammatune.models.pairs import load_pair, random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 from gammatune.transformers import speculate
 from gammatune.transformers_candidates import PolicyCandidates
 

@@ -29,7 +29,7 @@ from gammatune.runs.cells import content_hash, hold_folder, read_json, write_jso
 from gammatune.runs.provenance import describe_environment
 from gammatune.runtimes.base import PairRuntime, build_runtime, eager_runtime
 from gammatune.tasks.prompts import answer_text, build_prompt
-from gammatune.tasks.specbench import Question, load_questions
+from gammatune.tasks.questions import Question, load_questions
 
 TABLE_FILE = "acceptance.parquet"
 GAMMA_MAX = 24

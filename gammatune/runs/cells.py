@@ -24,7 +24,7 @@ from pathlib import Path
 from gammatune.compose import Arm
 from gammatune.errors import UserError
 from gammatune.records import SCHEMA, TurnLog, refuse_newer
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
 def content_hash(content) -> str:

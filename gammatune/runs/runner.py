@@ -22,7 +22,7 @@ from gammatune.runs.provenance import describe_environment, measure_peaks
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.runtimes.base import PairRuntime, build_runtime, eager_runtime
 from gammatune.tasks.prompts import answer_text, build_prompt
-from gammatune.tasks.specbench import Question, QuestionSet, load_questions
+from gammatune.tasks.questions import Question, QuestionSet, load_questions
 
 
 @dataclass

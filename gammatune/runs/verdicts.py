@@ -8,7 +8,7 @@ from gammatune.records import TurnLog
 from gammatune.runs.cells import Cell, RunFolder, write_json
 from gammatune.runtimes.base import PairRuntime
 from gammatune.tasks.prompts import answer_text, build_prompt
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
 def judge_cell(runtime: PairRuntime, questions: list[Question], reference: Cell, cell: Cell, greedy: bool) -> dict:

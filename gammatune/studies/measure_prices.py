@@ -27,7 +27,7 @@ from gammatune.runs.cells import content_hash, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runtimes.base import PairRuntime, build_runtime
 from gammatune.studies.fit_prices import Samples, fit_prices
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 SHOWN_BLOCKS = (1, 2, 6, 9, 17, 25)
 

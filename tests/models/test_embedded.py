@@ -17,7 +17,7 @@ from gammatune.errors import UserError
 from gammatune.models import embedded
 from gammatune.models.pairs import load_pair
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 
 def save_draft(folder, **sizes):

@@ -20,7 +20,7 @@ from gammatune.replay.table import AcceptanceTable
 from gammatune.runtimes.base import eager_runtime
 from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 STARTS = [1, 2, 3, 5, 8, 12, 20]
