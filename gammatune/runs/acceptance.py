@@ -22,7 +22,7 @@ from gammatune.decoding.loop import Generation, generate_autoregressive
 from gammatune.drafters.known import confirm_answer
 from gammatune.drafters.trace import Answered, trace_answer
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.pair import Pair, load_pair
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
 from gammatune.runs.cells import content_hash, hold_folder, read_json, write_json

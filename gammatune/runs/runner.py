@@ -12,7 +12,7 @@ from gammatune.compose import plan_arms
 from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.pair import Pair, load_pair
 from gammatune.policies import POLICIES
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs.acceptance import GAMMA_MAX, Recording, describe_place, describe_work, record_answers, table_facts

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.runtimes.cuda import GraphedModel
 from gammatune.runtimes.cuda_layers import why_not_graphed
 from gammatune.runtimes.native import NativeModel, why_not_native

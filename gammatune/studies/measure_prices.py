@@ -19,7 +19,7 @@ from tqdm import tqdm
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.pair import Pair, load_pair
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.prices import SCHEMA, CostCurve, curve_to_json
 from gammatune.runs.acceptance import table_facts

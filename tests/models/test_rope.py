@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_embedded import save_draft
+from test_borrowing_draft import save_draft
 
 from gammatune.config import Checkpoint, PairConfig
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.models.tiny import tiny_shape
 
 
@@ -24,16 +24,17 @@ def configs(make_checkpoint, make_pair_config, tmp_path):
     save_draft(tmp_path / "borrowing")
     np.save(tmp_path / "ranking.npy", np.arange(259))
     target = make_checkpoint("target", tie_word_embeddings=True)
-    borrowed = Checkpoint(id="embedded", path=str(tmp_path / "borrowing"), ranking=str(tmp_path / "ranking.npy"))
+    ranking = str(tmp_path / "ranking.npy")
+    borrowed = Checkpoint(path=str(tmp_path / "borrowing"), ranking=ranking, borrows_tables=True)
     shapes = {role: Checkpoint(role, shape=tiny_shape(layers)) for role, layers in (("target", 2), ("draft", 1))}
     whole = {
         "folders": make_pair_config(target, make_checkpoint("draft", num_hidden_layers=1)),
-        "borrowed": PairConfig(name="b", source="embedded", target=Checkpoint("t", path=str(target)), draft=borrowed),
+        "borrowed": PairConfig(name="b", target=Checkpoint("t", path=str(target)), draft=borrowed),
         "random": PairConfig(name="r", weights="random", **shapes),
         "tiny": PairConfig(name="t", source="tiny-random", **shapes),
     }
-    whole["folders"].draft.ranking = borrowed.ranking
-    reduced = {f"{name} reduced": replace(c, draft=replace(c.draft, head=20)) for name, c in whole.items()}
+    whole["folders"].draft.ranking = ranking
+    reduced = {f"{name} reduced": replace(c, draft=replace(c.draft, vocabulary=20)) for name, c in whole.items()}
     return whole | reduced
 
 

@@ -11,8 +11,9 @@ from transformers import LlamaForCausalLM
 
 from gammatune.config import DecodeConfig, Shape
 from gammatune.decoding.loop import generate_speculative
-from gammatune.models.pairs import Pair, random_pair
-from gammatune.models.tiny import TinySettings, build_tiny_models, llama_config
+from gammatune.models.load import make_config
+from gammatune.models.pair import Pair, random_pair
+from gammatune.models.tiny import TinySettings, build_tiny_models
 from gammatune.policies import POLICIES
 from gammatune.runtimes import cuda as graphs
 from gammatune.runtimes.base import CachedModel, PairRuntime, eager_runtime
@@ -27,8 +28,8 @@ SHORT = GraphSettings(most_tokens=9, reach=16, room=32, capture=False, compiled=
 def llama(kv_heads: int = 2, tied: bool = False, **extra) -> LlamaForCausalLM:
     shape = Shape(64, 128, 2, 4, kv_heads, VOCAB, POSITIONS, tie_word_embeddings=tied)
     if extra:
-        return LlamaForCausalLM(llama_config(shape, **extra)).eval()
-    return build_tiny_models(shape, shape, TinySettings(seed=3))[0].eval()
+        return LlamaForCausalLM(make_config(shape, **extra)).eval()
+    return build_tiny_models(shape, shape, TinySettings(seed=3))["target"].eval()
 
 
 MODELS = {"grouped": llama(), "one head for all": llama(1), "not grouped": llama(4), "tied": llama(tied=True)}
@@ -182,7 +183,7 @@ def graphed_runtime(pair: Pair) -> PairRuntime:
     return PairRuntime(pair, target, GraphedModel(pair.draft, VOCAB, pair.context, pair.draft_ids, SHORT), name="compiled")
 
 
-PAIRS = [random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head) for head in (None, 20)]
+PAIRS = [random_pair(seed=1, noise=0.3, vocab_size=VOCAB, vocabulary=head) for head in (None, 20)]
 
 
 @pytest.mark.parametrize("name", [name for name, rule in POLICIES.items() if not rule.needs_foresight])

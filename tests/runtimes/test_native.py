@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes import native_library
 from gammatune.runtimes.base import CachedModel, build_runtime, eager_runtime
@@ -104,7 +104,7 @@ def test_the_cache_grows_and_keeps_what_it_holds():
 
 
 def test_a_head_with_fewer_rows_speaks_those_alone():
-    pair = random_pair(seed=4, noise=0.3, vocab_size=100, head=37)
+    pair = random_pair(seed=4, noise=0.3, vocab_size=100, vocabulary=37)
     eager, native = eager_runtime(pair).draft, build_runtime(pair, "compiled").draft
     expected, got = eager.forward(tokens_of(1, 9), 2), native.forward(tokens_of(1, 9), 2)
     assert got.shape == (2, 37) and torch.equal(native.ids, eager.ids)
