@@ -16,8 +16,7 @@ from harness import describe_machine, make_parser, print_machine, print_result, 
 from gammatune.config import RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError
-from gammatune.models.devices import choose_device
-from gammatune.models.memory import GIB, free_bytes
+from gammatune.models.devices import GIB, choose_device, free_bytes
 
 COLUMNS = 2**12
 COPY_MIB = (1024, 1, "MiB of the buffer that the bandwidth is measured with")

@@ -38,8 +38,8 @@ from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.decoding.sampling import find_best, name_tokens
 from gammatune.errors import UserError
-from gammatune.models import vocabulary as heads
-from gammatune.models.pairs import Pair, load_pair, locate_both, reduce_draft
+from gammatune.models import draft_vocabulary, sources
+from gammatune.models.pair import Pair, load_pair, reduce_draft
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import PairRuntime, build_runtime
 
@@ -63,7 +63,7 @@ def parse_sizes(words: str) -> list[int]:
 
 
 def load_whole(config: RunConfig) -> Pair:
-    draft = replace(config.model_pair.draft, head=None)
+    draft = replace(config.model_pair.draft, vocabulary=None)
     return load_pair(replace(config.model_pair, draft=draft), config.runtime.device, config.runtime.dtype)
 
 
@@ -71,8 +71,8 @@ def find_ranking(config: RunConfig, largest: int, vocab_size: int) -> np.ndarray
     """The ranking that the pair's config names, checked to be as long as the largest head."""
     pair = config.model_pair
     made_up = pair.source == "tiny-random" or pair.weights == "random"
-    folder = None if made_up else locate_both(pair)[1].folder
-    return heads.find_ranking(replace(pair.draft, head=largest), vocab_size, folder)
+    folder = None if made_up else sources.locate("draft", pair.draft, pair.source).folder
+    return draft_vocabulary.find_ranking(replace(pair.draft, vocabulary=largest), vocab_size, folder)
 
 
 def build_heads(config: RunConfig, sizes: list[int]) -> dict[str, PairRuntime]:

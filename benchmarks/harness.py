@@ -21,11 +21,11 @@ from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
 from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError, complain
 from gammatune.models.devices import choose_device
-from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.pair import Pair, load_pair
 from gammatune.runs.provenance import name_device
 from gammatune.runtimes.base import PairRuntime, build_runtime
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 CPU_DTYPES = "bf16,fp32"
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Turn, prefill, run_round, start_turn
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.policies import POLICIES, Policy
 from gammatune.runtimes.base import PairRuntime
 

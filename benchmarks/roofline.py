@@ -35,9 +35,8 @@ from tqdm import tqdm
 from gammatune.config import RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError
-from gammatune.models.checkpoints import shape_of
-from gammatune.models.memory import Need, cache_bytes
-from gammatune.models.pairs import Pair
+from gammatune.models.load import count_cache
+from gammatune.models.pair import Pair
 from gammatune.runtimes.base import PairRuntime
 
 BLOCKS = (1, 2, 6, 16)
@@ -84,7 +83,7 @@ def count_floor(model: nn.Module, dtype: torch.dtype, context: int) -> Floor:
     """All matrices, as they are held, and the cache. An embedding counts where it is the output head too, and only once."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     weights = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
-    return Floor(weights, cache_bytes(Need(shape_of(model.config), dtype), context))
+    return Floor(weights, count_cache(model.config, dtype, context))
 
 
 def write_card(pairs: dict[str, Pair], context: int) -> dict[tuple[str, str], Floor]:

@@ -41,7 +41,7 @@ from gammatune.config import RUNTIMES, DecodeConfig, RunConfig
 from gammatune.decoding.clock import Clock
 from gammatune.decoding.exactness import compare_answers
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import PairRuntime, eager_runtime
 
@@ -90,8 +90,8 @@ class Measured:
 def load_sides(config: RunConfig, dtypes: str | None) -> tuple[dict[str, Pair], dict[str, Pair]]:
     """By dtype: pairs for both sides, whose drafts have a whole head, and pairs with the reduced one where there is one."""
     draft = config.model_pair.draft
-    both = load_pairs(replace(config, model_pair=replace(config.model_pair, draft=replace(draft, head=None))), dtypes)
-    reduced = {} if draft.head is None else load_pairs(config, dtypes)
+    both = load_pairs(replace(config, model_pair=replace(config.model_pair, draft=replace(draft, vocabulary=None))), dtypes)
+    reduced = {} if draft.vocabulary is None else load_pairs(config, dtypes)
     return both, {dtype: replace(pair, target=both[dtype].target) for dtype, pair in reduced.items()}
 
 

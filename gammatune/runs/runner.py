@@ -21,7 +21,7 @@ from gammatune.runs.session import DEPTH, Session, open_session
 from gammatune.runs.store import Cell, RunFolder, open_run
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
 @dataclass

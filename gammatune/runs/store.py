@@ -30,7 +30,7 @@ from gammatune.errors import UserError
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs import frames
 from gammatune.runs.files import UNUSABLE, content_hash, read_json, write_json
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 BASELINE = "ar"
 MAKE_A_RUN = "make a run with `python run.py`"

@@ -9,7 +9,7 @@ from gammatune.runs.files import write_json
 from gammatune.runs.session import Session
 from gammatune.runs.store import Cell, RunFolder, read_log
 from gammatune.tasks.prompts import answer_text
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
 def judge_cell(session: Session, reference: list[list[TurnLog]], cell: Cell, greedy: bool) -> dict:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.runtimes import cuda, native
 from gammatune.runtimes.cuda import GraphedModel
 from gammatune.runtimes.eager import EagerModel

@@ -16,7 +16,7 @@ from jobs import ROOT, Job, make_parser, run_job
 
 from gammatune.compose import compose_config
 from gammatune.runs.cells import write_json
-from gammatune.tasks.question_file import DEMO_PATH, find_question_file
+from gammatune.tasks.questions import DEMO_PATH, find_question_file
 
 SHIPPED = ROOT / "gammatune" / "models" / "embedded_draft" / "evaluation.json"
 GOAL, LEAST = 2.0, 1.5  # mean accepted tokens: over all questions, of each task

@@ -7,6 +7,7 @@ does not fit is left out with one sentence, and so is a pair whose target is qua
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from jobs import ROOT, Job, make_parser, run_job
 
 from gammatune.compose import compose_config
 from gammatune.config import RUNTIMES, Checkpoint, PairConfig
-from gammatune.models.memory import Need, cache_bytes, layer_parameters
+from gammatune.models.load import Demand, count_cache, count_weights, make_config
 from gammatune.replay.prices import CostCurve, read_cost
 from gammatune.runs.cells import read_json, write_json
 
@@ -102,10 +103,10 @@ def achieved(curve: CostCurve, pair: PairConfig) -> list[dict]:
 
 def bytes_read(checkpoint: Checkpoint, dtype: torch.dtype, context: int) -> int:
     """By one forward: all matrices with the output head, and the cache; of an embedding that is no head only single rows."""
-    shape, quantization = checkpoint.shape, checkpoint.quantization
-    layers = shape.num_hidden_layers * layer_parameters(shape) * (1 if quantization == "int8" else dtype.itemsize)
-    head = (checkpoint.head or shape.vocab_size) * shape.hidden_size * dtype.itemsize
-    return layers + head + cache_bytes(Need(shape, dtype, quantization), context)
+    config = make_config(checkpoint.shape)
+    layers = count_weights(Demand(config, replace(checkpoint, vocabulary=None, borrows_tables=True), dtype))
+    head = (checkpoint.vocabulary or config.vocab_size) * config.hidden_size * dtype.itemsize
+    return layers + head + count_cache(config, dtype, context)
 
 
 def main(words: list[str]) -> int:

@@ -40,7 +40,7 @@ def test_a_head_of_all_tokens_drafts_as_the_whole_one(benchmark, call):
         (("--heads", "few"), "--heads few must be whole numbers of 1 or more"),
         (("--heads", "0"), "--heads 0 must be whole numbers of 1 or more"),
         (("--heads", "20,"), "--heads 20, must be whole numbers of 1 or more"),
-        (("--heads", "20,300"), "model_pair.draft.head=300 is more than the 260 tokens of its ranking"),
+        (("--heads", "20,300"), "model_pair.draft.vocabulary=300 is more than the 260 tokens of its ranking"),
         (("--heads", "20", "--questions", "1"), "--questions 1 must be 2 or more"),
         (("--heads", "20", "decode.temperature=1"), "leave decode=greedy"),
         (("--heads", "20", "model_pair.draft.ranking=/none.npy"), "/none.npy is no file"),

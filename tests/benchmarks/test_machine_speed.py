@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gammatune.compose import compose_config
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.policies.fixed import Fixed
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_the_floor_counts_every_matrix_once_and_the_cache(roofline, tied):
 
 
 def test_the_floor_of_a_reduced_head_is_lower_by_its_rows(roofline):
-    whole, reduced = (load_tiny(f"model_pair.draft.head={head}").draft for head in ("null", 100))
+    whole, reduced = (load_tiny(f"model_pair.draft.vocabulary={head}").draft for head in ("null", 100))
     floors = [roofline.count_floor(draft, torch.float32, context=10) for draft in (whole, reduced)]
     assert floors[0].weights - floors[1].weights == 4 * (VOCAB - 100) * HIDDEN
 

@@ -7,7 +7,7 @@ import pytest
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 
@@ -46,7 +46,7 @@ def test_every_arm_has_a_row_and_every_ratio_its_interval(benchmark, call):
 
 
 def test_a_reduced_head_is_for_our_loop_alone_and_has_its_own_rows(benchmark, call):
-    ended = call(benchmark, *SMALL, "model_pair.draft.head=100")
+    ended = call(benchmark, *SMALL, "model_pair.draft.vocabulary=100")
     reduced = [row["decoding"] for row in ended.result["rows"] if row["by"] == "eager, reduced head"]
     assert ended.code == 0
     assert reduced == ["fixed_2", "fixed_5"]

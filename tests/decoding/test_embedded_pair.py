@@ -8,7 +8,7 @@ from gammatune.decoding.loop import generate_speculative
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 pytestmark = pytest.mark.embedded
 NEW_TOKENS = 16

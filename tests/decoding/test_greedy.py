@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gammatune.config import DecodeConfig
 from gammatune.decoding import loop
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 
@@ -24,7 +24,7 @@ def runtime(request):
 
 def make_runtime(seed: int, noise: float, ends: tuple[int, ...] = (9, 17), head: int | None = None):
     """A tiny pair whose answers end at one of `ends`: two tokens of forty, so that ends are common; () never ends."""
-    runtime = eager_runtime(random_pair(seed=seed, noise=noise, vocab_size=40, head=head))
+    runtime = eager_runtime(random_pair(seed=seed, noise=noise, vocab_size=40, vocabulary=head))
     runtime.pair.eos_ids = ends
     return runtime
 

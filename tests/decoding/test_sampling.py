@@ -12,7 +12,7 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding import sampling
 from gammatune.decoding.loop import generate_speculative
 from gammatune.decoding.sampling import GreedySampler, Sampler, find_best, make_sampler, measure_thought
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 
@@ -21,7 +21,7 @@ DRAWS = 1500
 
 
 def make_runtime(head: int | None = None):
-    runtime = eager_runtime(random_pair(seed=5, noise=0.6, vocab_size=VOCAB, context=64, head=head))
+    runtime = eager_runtime(random_pair(seed=5, noise=0.6, vocab_size=VOCAB, context=64, vocabulary=head))
     runtime.pair.eos_ids = ()
     return runtime
 

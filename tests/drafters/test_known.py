@@ -9,7 +9,7 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_autoregressive
 from gammatune.drafters.known import confirm_answer, read_known
 from gammatune.errors import UserError
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.runtimes.base import eager_runtime
 
 BUDGET = 60

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gammatune.config import DecodeConfig, TasksConfig
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
 from gammatune.drafters.trace import Answered, trace_answer
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.base import settings_of
 from gammatune.policies.oracle import Oracle
@@ -20,7 +20,7 @@ from gammatune.replay.table import AcceptanceTable
 from gammatune.runtimes.base import eager_runtime
 from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
 STARTS = [1, 2, 3, 5, 8, 12, 20]
@@ -45,7 +45,7 @@ def make_runtime(noise: float, head: int | None = None, ends: tuple[int, ...] = 
 
     head: tokens that the draft can say, None for all.
     """
-    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40, head=head))
+    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40, vocabulary=head))
     runtime.pair.eos_ids = ends
     return runtime
 

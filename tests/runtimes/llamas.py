@@ -4,7 +4,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from gammatune.config import Shape
-from gammatune.models.tiny import TinySettings, build_tiny_models, llama_config
+from gammatune.models.load import make_config
+from gammatune.models.tiny import TinySettings, build_tiny_models
 from gammatune.runtimes.eager import EagerModel
 
 VOCAB = 40
@@ -12,12 +13,12 @@ VOCAB = 40
 
 def llama(kv_heads: int = 2, tied: bool = False, context: int = 512, seed: int = 3) -> LlamaForCausalLM:
     shape = Shape(64, 128, 2, 4, kv_heads, VOCAB, context, tie_word_embeddings=tied)
-    return build_tiny_models(shape, shape, TinySettings(seed=seed))[0].eval().requires_grad_(False)
+    return build_tiny_models(shape, shape, TinySettings(seed=seed))["target"].eval().requires_grad_(False)
 
 
 def odd_llama(rope_type: str = "default", **extra) -> LlamaForCausalLM:
     """A Llama with something in its config that is not usual."""
-    config = llama_config(Shape(64, 128, 1, 4, 2, VOCAB, 512), **extra)
+    config = make_config(Shape(64, 128, 1, 4, 2, VOCAB, 512), **extra)
     factors = {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8} if rope_type == "longrope" else {}
     if rope_type == "llama3":
         factors = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

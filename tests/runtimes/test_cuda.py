@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import Engine, build_engine, generate_speculative
-from gammatune.models.pairs import Pair, random_pair
+from gammatune.models.pair import Pair, random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes import cuda
@@ -166,7 +166,7 @@ def graphed_engine(pair: Pair) -> Engine:
 @settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 100), budget=st.integers(1, 40))
 def test_decoding_gives_the_same_ids_and_rounds(head, name, seed, budget):
-    pair = random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head)
+    pair = random_pair(seed=1, noise=0.3, vocab_size=VOCAB, vocabulary=head)
     prompt, answers = tokens_of(seed, 8).tolist(), []
     for engine in (build_engine(pair), graphed_engine(pair)):
         session = PolicySession(POLICIES[name]())

@@ -12,7 +12,7 @@ from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 from gammatune.cache_dir import cache_dir
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes import native, native_library
@@ -158,7 +158,7 @@ def test_tokens_of_another_type_or_stride_are_read_as_what_they_are():
 
 
 def test_a_head_with_fewer_rows_gives_those_alone():
-    pair = random_pair(seed=4, noise=0.3, vocab_size=100, head=37)
+    pair = random_pair(seed=4, noise=0.3, vocab_size=100, vocabulary=37)
     eager = EagerModel(pair.draft, 37)
     model = build_models(pair, "compiled").draft
     assert isinstance(model, NativeModel) and compare(model, eager, tokens_of(1, 9), 2).shape == (2, 37)

@@ -13,7 +13,7 @@ from gammatune.replay.prices import PARTS, Price, read_cost
 from gammatune.studies import measure_prices as cost_run
 from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
 from gammatune.studies.measure_prices import CostRun, Plan, WatchingProbe, prepare_place, show_prices, write_cost
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
 

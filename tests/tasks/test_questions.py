@@ -7,8 +7,7 @@ import pytest
 
 from gammatune.config import TASKS, TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks.question_file import SPECBENCH_SHA256
-from gammatune.tasks.specbench import Question, load_questions
+from gammatune.tasks.questions import SPECBENCH_SHA256, Question, load_questions
 
 GOOD = {"question_id": 1, "category": "qa", "turns": ["Why?"]}
 
@@ -72,6 +71,8 @@ def test_a_file_without_a_last_newline_or_with_windows_line_ends_is_read(tmp_pat
         ({**GOOD, "question_id": 2, "turns": ["a", "  "]}, ["Line 2 of", "empty turn 2"]),
         ({**GOOD, "question_id": 2, "turns": []}, ["Line 2 of", "list of one or more strings"]),
         ({**GOOD, "question_id": 2, "turns": "a"}, ["Line 2 of", "list of one or more strings"]),
+        ({**GOOD, "question_id": 2, "turns": ["\ud800"]}, ["Line 2 of", "half a character", "turn 1"]),
+        ("[" * 100_000, ["Line 2 of", "not a JSON object"]),
     ],
 )
 def test_a_bad_line_is_named(write_questions, second, words):
@@ -97,14 +98,14 @@ def test_an_include_that_matches_nothing_is_refused(write_questions):
         load_mine(write_questions(GOOD), include=["qa", "rag"])
 
 
-def test_datasets_and_torch_are_not_imported_until_questions_are_read():
-    script = (
-        "import sys, gammatune.tasks.specbench, gammatune.tasks.prompts\nprint({'datasets', 'torch'} & set(sys.modules))"
-    )
+def test_the_very_file_that_was_checked_is_read_as_it_is_written(write_questions, tmp_path):
+    """Not another one that its name matches as a pattern, and no text that looks like a date becomes one."""
+    path = write_questions({**GOOD, "question_id": 2**70, "turns": ["2024-01-01"]}).rename(tmp_path / "g[1].jsonl.gz")
+    write_questions(GOOD).rename(tmp_path / "g1.jsonl.gz")
+    assert load_mine(path).questions == [Question(2**70, "qa", "qa", ["2024-01-01"])]
+
+
+def test_torch_is_not_imported():
+    script = "import sys, gammatune.tasks.questions, gammatune.tasks.prompts\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_loading_prints_nothing(capfd):
-    load_questions(TasksConfig(name="demo"))
-    assert capfd.readouterr() == ("", "")
+    assert done.stdout == "False\n"

@@ -1,5 +1,6 @@
 """Loading a pair from disk: what comes out, and one sentence for everything that cannot work."""
 
+import contextlib
 import json
 from dataclasses import replace
 from importlib.util import find_spec
@@ -9,8 +10,8 @@ import torch
 
 from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
-from gammatune.models import checkpoints
-from gammatune.models.pairs import load_pair
+from gammatune.models import load
+from gammatune.models.pair import load_pair
 
 
 def refusal(config, device="cpu", dtype=None):
@@ -30,7 +31,7 @@ def two(make_checkpoint, make_pair_config):
 @pytest.fixture
 def no_weights_read(monkeypatch):
     """Fails the test when a refusal comes only after weights were read."""
-    monkeypatch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("weights were read before the refusal"))
+    monkeypatch.setattr(load, "load_model", lambda *_: pytest.fail("weights were read before the refusal"))
 
 
 def test_a_pair_from_disk_is_ready_to_decode(two):
@@ -43,6 +44,12 @@ def test_a_pair_from_disk_is_ready_to_decode(two):
         assert not any(p.requires_grad for p in model.parameters())
     assert not pair.random_weights
     assert pair.tokenizer.decode(pair.tokenizer.encode("hé\n")) == "hé\n"
+
+
+def test_a_target_alone_needs_no_draft(two, make_pair_config):
+    pair = load_pair(replace(two[2], draft=Checkpoint(path="/nonexistent", vocabulary=9)), with_draft=False)
+    assert (pair.draft, pair.draft_ids, pair.context, pair.vocab_size) == (None, None, 128, 259)
+    assert pair.identity == {"target": load_pair(two[2]).identity["target"]}
 
 
 def test_dtype_is_the_configs_for_a_cpu_unless_given(two):
@@ -100,11 +107,13 @@ def test_a_token_that_no_head_can_produce_does_not_matter(two, make_checkpoint, 
     ("break_it", "words"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a model's settings"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is not a model's settings"),
         (lambda folder: edit(folder, model_type="bert", architectures=["BertModel"]), "is a BertModel, which cannot decode"),
         (lambda folder: edit(folder, architectures=["LlamaForSequenceClassification"]), "which cannot decode"),
-        (lambda folder: edit(folder, model_type=None, architectures=None), "is a model_type None"),
+        (lambda folder: edit(folder, model_type=None, architectures=None), "is not a model's settings"),
+        (lambda folder: edit(folder, model_type="bert", architectures=None), "is a bert, which cannot decode"),
+        (lambda folder: edit(folder, hidden_size="wide"), "is not a model's settings"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "cannot be read"),
     ],
@@ -132,9 +141,11 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def only_an_index(folder):
+SHARDS = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+
+
+def only_an_index(folder, index):
     (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -148,7 +159,8 @@ def only_an_index(folder):
         ),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "truncated or corrupt"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
-        (only_an_index, "lacks 2 of 2 weight files"),
+        (lambda folder: only_an_index(folder, SHARDS), "lacks 2 of 2 weight files"),
+        (lambda folder: only_an_index(folder, {}), "is no index of weight files"),
         (lambda folder: edit(folder, intermediate_size=96), "do not fit their config.json"),
         (lambda folder: edit(folder, num_hidden_layers=3), "lack 9 tensors"),
     ],
@@ -170,10 +182,35 @@ def test_old_style_weights_load_and_their_damage_shows(two):
     assert "truncated or corrupt" in refusal(two[2])
 
 
+def test_code_in_a_checkpoint_is_not_run(two, tmp_path):
+    """Neither a pickle that would run something, nor a tokenizer of its own."""
+    target, ran = two[0], tmp_path / "RAN"
+    settings = json.loads((target / "tokenizer_config.json").read_text())
+    own = settings | {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (target / "tokenizer_config.json").write_text(json.dumps(own))
+    (target / "own.py").write_text(f"open({str(ran)!r}, 'w')\n\nclass Own:\n    pass\n")
+    with contextlib.suppress(UserError):
+        load_pair(two[2])
+    (target / "tokenizer_config.json").write_text(json.dumps(settings))
+    (target / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Touch(ran)}, target / "pytorch_model.bin")
+    assert "do not fit their config.json" in refusal(two[2])
+    assert not ran.exists()
+
+
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return self.path.touch, ()
+
+
 @pytest.mark.usefixtures("no_weights_read")
 def test_a_missing_folder_a_missing_device_and_int8_on_a_cpu_are_refused(two):
     config = two[2]
     assert "is no folder" in refusal(replace(config, target=Checkpoint(id="t", path="/nonexistent")))
+    assert "The pair has no draft: set model_pair.draft.id" in refusal(replace(config, draft=Checkpoint()))
     assert "is not known" in refusal(config, device="gpu")
     assert "is not supported" in refusal(config, device="meta")
     assert "torch sees" in refusal(config, device="cuda:99")
