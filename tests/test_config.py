@@ -40,7 +40,7 @@ SHAPE = {
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 DRAFT_ONLY = {"head": 9, "ranking": "/x.npy"}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
-POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
+POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy.rule)]
 
 
 def names(schema) -> set:

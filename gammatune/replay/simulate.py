@@ -153,7 +153,7 @@ def replay_turn(walk: Walk, policy: Policy, columns: tuple, log: list | None) ->
     """
     plan, observe = policy.plan, policy.observe
     context, drafted, accepted, forwards = (column.append for column in columns)
-    finished, block, foresight = Round(0, 0, 0, 0, 0, "length", 0), Block(), policy.needs_foresight
+    finished, block, foresight = Round(0, 0, 0, 0, 0, "length", 0), Block(), policy.oracle
     place, beyond, tokens, prompt = 0, 0, walk.tokens, walk.prompt_tokens
     while place < tokens:
         if foresight:

@@ -185,7 +185,7 @@ def graphed_runtime(pair: Pair) -> PairRuntime:
 PAIRS = [random_pair(seed=1, noise=0.3, vocab_size=VOCAB, head=head) for head in (None, 20)]
 
 
-@pytest.mark.parametrize("name", [name for name, rule in POLICIES.items() if not rule.needs_foresight])
+@pytest.mark.parametrize("name", [name for name, option in POLICIES.items() if not option.rule.oracle])
 @pytest.mark.parametrize("pair", PAIRS, ids=["whole head", "reduced head"])
 @settings(max_examples=2, deadline=None)
 @given(seed=st.integers(0, 100), budget=st.integers(1, 40))

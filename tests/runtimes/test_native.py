@@ -21,7 +21,7 @@ try:
 except NoLibraryError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 PAIR = random_pair(seed=1, noise=0.3, vocab_size=40)
 EAGER, COMPILED = eager_runtime(PAIR), build_runtime(PAIR, "compiled")
 
