@@ -23,7 +23,7 @@ from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.runs.store import Arm, StoredRun, read_run
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 DEMO = ["experiment=demo", f"policy=[{','.join(LIVE)}]"]
 
 

@@ -4,12 +4,15 @@ import argparse
 import os
 import sys
 
-from gammatune.commands import answers, pricing, recording, replaying, reporting
+from gammatune.commands import answers, pricing, recording, replaying, reporting, run
 from gammatune.errors import UserError, explain
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code: 0, or 2 with one sentence on stderr where the user can mend something."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["run"]:
+        return run.main(words[1:])  # Hydra reads these words, options such as --multirun too
     options = read_arguments(arguments)
     try:
         return options.verb(options)
@@ -45,6 +48,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gammatune", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    verbs.add_parser("run", help="the main job: decode questions with a pair, all policies beside each other")
     for group in (recording, pricing, replaying, answers, reporting):
         group.add_verbs(verbs)
     return parser

@@ -26,7 +26,7 @@ from gammatune.transformers import speculate
 from gammatune.transformers_candidates import PolicyCandidates
 
 ROOT = Path(__file__).parents[2]
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 STARTS = [1, 2, 3, 5, 8, 16]
 VOCAB, DRAWS = 8, 1000
 
@@ -52,7 +52,7 @@ def generate(runtime, prompt: list[int], spec=None, **options) -> list[int]:
 
 
 def make_policy(name: str, gamma: int, **others):
-    fields = POLICIES[name].__dataclass_fields__
+    fields = POLICIES[name].rule.__dataclass_fields__
     return POLICIES[name](**({"gamma": gamma} if "gamma" in fields else {}), **others)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from gammatune.compose import compose_config
-from gammatune.errors import UserError
+from gammatune.compose import compose_config, read_words
+from gammatune.errors import UserError, as_written
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.prices import CostCurve, from_ratio, read_cost
 from gammatune.replay.speeds import build_bench
@@ -102,7 +102,7 @@ def find_curve(options: argparse.Namespace, table: Path) -> CostCurve:
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:
     """What the settings name; without a policy=, everything that the table can replay. Raises UserError."""
     named = any(word.startswith("policy=") for word in settings)
-    able = [name for name, rule in POLICIES.items() if table.watched or not rule.watches_draft]
+    able = [name for name, option in POLICIES.items() if table.watched or not option.rule.watches_draft]
     words = settings if named else [f"policy=[{','.join(able)}]", *settings]
     return compose_config(words).policy
 
@@ -187,7 +187,7 @@ def prepare_csv(path: Path) -> None:
 
 def print_sweep(options: argparse.Namespace) -> int:
     path = find_table(options.table)
-    name, points = parse_grid(options.settings)
+    name, points = parse_grid(read_words(options.settings))
     if options.csv:
         prepare_csv(options.csv)
     found = sweep_policy(build_bench(read_table(path), find_curve(options, path)), name, points)
@@ -204,7 +204,7 @@ def sweep_text(name: str, found: Sweep) -> str:
         f"fixed gamma {found.tuned_gamma}, tuned on the same half": found.over_tuned_fixed,
         "the target alone": found.over_autoregressive,
     }
-    winner = " ".join(f"policy.{name}.{field}={value}" for field, value in found.winner.items())
+    winner = " ".join(f"{as_written(f'policy.{name}')}.{field}={value}" for field, value in found.winner.items())
     lines = [f"  over {what}: {number(value)} {interval(low, high)}" for what, (value, low, high) in ratios.items()]
     return "\n".join(
         [

@@ -134,7 +134,7 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
     This loop runs millions of times in a sweep: one Round is reused, methods are looked up once, and what PolicySession
     checks is checked in place.
     """
-    plan, observe, oracle = policy.plan, policy.observe, policy.needs_foresight
+    plan, observe, oracle = policy.plan, policy.observe, policy.oracle
     context, drafted = columns.context.append, columns.drafted.append
     accepted, forwards = columns.accepted.append, columns.forwards.append
     finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token

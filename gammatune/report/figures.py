@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gammatune.policies import POLICIES
 from gammatune.records import TurnLog
 from gammatune.report import style
-from gammatune.report.names import OVERALL, POLICIES, arm_names, order_tasks, task_name
+from gammatune.report.names import OVERALL, arm_names, order_tasks, policy_name, task_name
 from gammatune.report.results import results_table
 from gammatune.report.show import choose_arm
 from gammatune.runs.store import BASELINE, StoredRun
@@ -146,12 +147,12 @@ def draw_family(axis, results: pd.DataFrame, arms, offset: float) -> None:
         values,
         yerr=np.nan_to_num(lengths),
         color=style.colour(policy),
-        marker=style.MARKERS.get(policy, "D"),
+        marker=style.marker(policy),
         markersize=5,
         linewidth=1.6,
         elinewidth=1,
         capsize=2,
-        label=POLICIES.get(policy, policy),
+        label=policy_name(policy),
     )
 
 

@@ -57,7 +57,7 @@ def draw_claims(axis) -> None:
 
 def draw_dots(axis, rows: pd.DataFrame, places: np.ndarray, policy: str) -> None:
     spans = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
-    marker = style.MARKERS.get(policy, "o")
+    marker = style.marker(policy)
     axis.errorbar(
         rows["value"], places, xerr=spans, fmt=marker, color=style.colour(policy), markersize=5, label=policy_name(policy)
     )
@@ -86,7 +86,7 @@ def draw_starts(starts: pd.DataFrame) -> Figure:
     axis = figure.subplots()
     for policy in ("fixed", *ADAPTIVE):
         rows = starts[starts["policy"] == policy]
-        marker = style.MARKERS.get(policy, "o")
+        marker = style.marker(policy)
         axis.plot(rows["start"], rows["over_autoregressive"], color=style.colour(policy), marker=marker, markersize=4)
     axis.axhline(1, color=style.INK, linewidth=0.8)
     axis.set_xticks(STARTS)

@@ -142,8 +142,8 @@ class Runner:
     def warm_up(self) -> None:
         """Every block length that an arm can meet: its own where it never changes, up to DEPTH where it does."""
         policies = [cell.arm.policy for cell in self.folder.cells]
-        steady = {policy.plan() for policy in policies if not (policy.gamma_is_start or policy.kept or policy.watches_draft)}
-        moving = range(DEPTH + 1) if any(p.gamma_is_start or p.kept or p.watches_draft for p in policies) else ()
+        steady = {policy.plan() for policy in policies if not (policy.adapts_gamma or policy.state_fields or policy.watches_draft)}
+        moving = range(DEPTH + 1) if any(p.adapts_gamma or p.state_fields or p.watches_draft for p in policies) else ()
         self.session.warm_up(sorted(steady | set(moving)), any(policy.watches_draft for policy in policies))
 
     def answer_all(self, progress: list[Progress]) -> None:

@@ -120,7 +120,7 @@ class Speeds:
 
 def variants(name: str, policy: Policy) -> list[Policy]:
     """The policy from each start, or as it is where gamma is not where it starts."""
-    if name != "fixed" and not policy.gamma_is_start:
+    if name != "fixed" and not policy.adapts_gamma:
         return [policy]
     return [type(policy)(**settings_of(policy) | {"gamma": gamma}) for gamma in STARTS]
 

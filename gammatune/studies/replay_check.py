@@ -1,7 +1,7 @@
 """Does replay say what the run did? Every logged round beside the one that the run's own acceptance table predicts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from gammatune.policies import POLICIES
@@ -17,16 +17,19 @@ STATE_TOLERANCE = 2e-4
 
 @dataclass
 class ReplayCheck:
-    """Rounds compared, and where the first one differs. other_text: turns with other tokens than the table (near-ties)."""
+    """Rounds compared, and where the first one differs."""
 
     arms: int = 0
     rounds: int = 0
     differing: int = 0
     first: str = ""
-    other_text: int = 0
+    other_text: int = 0  # turns with other tokens than the table (near-ties)
+    foreign: list[str] = field(default_factory=list)  # labels of arms whose policy's class is not known here
 
     def sentence(self) -> str:
         skipped = f" {self.other_text} turns with a near-tie were left out." if self.other_text else ""
+        if self.foreign:
+            skipped += f" Left out, since their policy is not installed here: {', '.join(self.foreign)}."
         what = f"{self.rounds:,} rounds of {self.arms} drafting arms"
         if not self.differing:
             return f"Replay: all {what} are identical to their replay from the acceptance table.{skipped}"
@@ -42,9 +45,11 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
     table = read_table(path)
     walks, check = prepare(table), ReplayCheck()
     for arm in run.arms:
-        if arm.policy != "ar" and arm.policy in POLICIES:
+        if arm.policy not in POLICIES.options:
+            check.foreign.append(arm.label)
+        elif arm.policy != "ar":
             check.arms += 1
-            logs = replay(walks, POLICIES[arm.policy](**arm.settings), keep_rounds=True).logs
+            logs = replay(walks, POLICIES.options[arm.policy](**arm.settings), keep_rounds=True).logs
             compare_arm(arm, table, logs, check)
     return check
 

@@ -40,7 +40,7 @@ def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
     overrides = OverridesParser.create().parse_overrides(words)
     keys = [override.key_or_group.split(".") for override in overrides]
     for key, word in zip(keys, words, strict=True):
-        if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES:
+        if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES.options:
             known = ", ".join(POLICIES)
             raise UserError(f"{word} is no part of a grid: write policy.NAME.FIELD=VALUE,VALUE with NAME one of {known}.")
     names = {key[1] for key in keys}
@@ -68,7 +68,7 @@ def list_values(override: Override, word: str) -> list:
 
 def build_point(name: str, values: dict) -> Policy:
     """Checked like a config file. Raises UserError and OmegaConf's errors, which entry points explain."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(POLICIES[name]), values))
+    return OmegaConf.to_object(OmegaConf.merge(POLICIES.options[name].node(), values))
 
 
 def sweep_policy(bench: Bench, name: str, points: list[dict]) -> Sweep:

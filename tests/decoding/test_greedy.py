@@ -12,7 +12,7 @@ from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 STARTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24]
 NOISES = [0.0, 0.1, 0.4, 2.0]
 
@@ -47,7 +47,7 @@ def transformers_greedy(runtime, prompt: list[int], max_new_tokens: int) -> list
 
 def make_policy(name: str, gamma: int):
     """The policy from that start; gamma 0 only where the policy has it."""
-    fields = POLICIES[name].__dataclass_fields__
+    fields = POLICIES[name].rule.__dataclass_fields__
     if "gamma" not in fields:
         return POLICIES[name]()
     return POLICIES[name](gamma=gamma if name in ("fixed", "hf_constant", "hf_confidence") else max(gamma, 1))

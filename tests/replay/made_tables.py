@@ -5,7 +5,7 @@ import numpy as np
 from gammatune.policies import POLICIES
 from gammatune.replay.table import MISMATCH, AcceptanceTable, AcceptanceTurn, Signals
 
-LENGTH_ONLY = [name for name, rule in POLICIES.items() if not rule.watches_draft]
+LENGTH_ONLY = [name for name, option in POLICIES.items() if not option.rule.watches_draft]
 MATCHES = {"1": 1, "0": 0, "?": -1}
 
 

@@ -22,7 +22,7 @@ from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 STARTS = [1, 2, 3, 5, 8, 12, 20]
 BUDGETS = [1, 2, 7, 13, 24]
 SEEDS = 30
@@ -31,7 +31,7 @@ SEEDS = 30
 class ScriptedOracle(Oracle):
     """The oracle where nobody foresees: it plans what its replay planned."""
 
-    needs_foresight = False
+    oracle = False
 
     def follow(self, planned: list[int]) -> None:
         self.script = iter(planned)

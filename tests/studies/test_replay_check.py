@@ -12,7 +12,7 @@ from gammatune.runs.runner import Runner
 from gammatune.runs.store import read_run
 from gammatune.studies.replay_check import STATE_TOLERANCE, ReplayCheck, check_replay
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 
 
 @pytest.fixture(scope="module")

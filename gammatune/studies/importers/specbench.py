@@ -34,7 +34,7 @@ class Schedule:
 def schedule_names() -> list[str]:
     """Policies whose draft lengths follow from the accepted lengths of the turn alone."""
     made = {name: policy() for name, policy in POLICIES.items() if name != "ar"}
-    return [n for n, p in made.items() if not (p.watches_draft or p.needs_foresight) and p.carry == "turn"]
+    return [n for n, p in made.items() if not (p.watches_draft or p.oracle) and p.carry == "turn"]
 
 
 def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS) -> Schedule:
@@ -45,11 +45,11 @@ def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MA
     choices = f"choose one of {', '.join(schedule_names())}"
     if name not in POLICIES:
         raise UserError(f"--schedule {name} is not known: {choices}.")
-    if POLICIES[name].watches_draft:
+    if POLICIES[name].rule.watches_draft:
         raise UserError(f"--schedule {name} watches the draft, so a log does not tell its draft lengths: {choices}.")
     if name not in schedule_names():
         raise UserError(f"The draft lengths of --schedule {name} cannot be told from the rounds of a turn alone: {choices}.")
-    if gamma is not None and not hasattr(POLICIES[name], "gamma"):
+    if gamma is not None and not hasattr(POLICIES[name].rule, "gamma"):
         raise UserError(f"--schedule {name} has no gamma: leave --gamma out.")
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens} must be 1 or more.")
