@@ -4,6 +4,7 @@ Hydra merges the YAML files over the dataclasses of gammatune.config, so a missp
 refused while composing; `__post_init__` refuses values out of range. All of it happens before torch is imported.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from gammatune.errors import CONFIGS, UserError, unknown_setting
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
 
-#: Config groups whose choices are classes
-REGISTRIES = (POLICIES,)
+#: Config groups whose choices are classes; a drafter's joins when a word names one, since it brings torch along
+REGISTRIES = [POLICIES]
 
 
 def register_schemas() -> None:
@@ -43,6 +44,10 @@ def read_words(words: Sequence[str]) -> list[str]:
 
     Raises UserError for a class that cannot be imported or used.
     """
+    if any(re.match(r"[+~]*drafter\b", word) for word in words):
+        from gammatune.drafters import DRAFTERS
+
+        REGISTRIES[1:] = [DRAFTERS]
     for registry in REGISTRIES:
         words = registry.read_words(words)
     register_schemas()
@@ -64,8 +69,21 @@ def read_config(composed: DictConfig) -> RunConfig:
         if not isinstance(policy, Policy):
             raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
         policy.name = name
+    if config.drafter is not None:
+        refuse_unwatchable(config)
     plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
+
+
+def refuse_unwatchable(config: RunConfig) -> None:
+    """Raises UserError for no drafter, and for a policy that watches the signals of a drafter that has none."""
+    from gammatune.drafters.base import Drafter, refuse_watching
+
+    if not isinstance(config.drafter, Drafter):
+        raise UserError("drafter must be one by its name, such as drafter=lookup.")
+    for name, policy in config.policy.items():
+        if policy.watches_draft and not config.drafter.signals:
+            refuse_watching(config.drafter, name)
 
 
 def refuse_foresight(config: RunConfig) -> None:

@@ -211,7 +211,7 @@ class RuntimeConfig:
 class RunConfig:
     """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
 
-    drafter: what proposes, one by its name; empty for the pair's draft model. starts: when given, each policy that has a
+    drafter: what proposes; null for the pair's draft model. starts: when given, each policy that has a
     `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between passes. results:
     folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the answers (greedy
     only), from which any policy is replayed and this run is checked.
@@ -220,7 +220,7 @@ class RunConfig:
     model_pair: PairConfig = field(default_factory=PairConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     policy: dict[str, Any] = field(default_factory=dict)
-    drafter: dict[str, Any] = field(default_factory=dict)
+    drafter: Any = None
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     starts: list[int] = field(default_factory=list)
@@ -231,8 +231,6 @@ class RunConfig:
     acceptance: bool = True
 
     def __post_init__(self):
-        if len(self.drafter) > 1:
-            raise UserError(f"drafter={list(self.drafter)} names several: choose one.")
         if self.repetitions < 1:
             raise UserError(f"repetitions={self.repetitions} must be 1 or more.")
         if min(self.starts, default=0) < 0:

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from gammatune.compose import plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.drafters.base import refuse_watching
 from gammatune.errors import UserError
+from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
@@ -45,11 +45,7 @@ class Runner:
         self.session: Session = open_session(config)
         self.questions: list[Question] = self.session.questions.questions
         name = f"{self.session.pair.name}-{config.tasks.name}"
-        arms = plan_arms(config)
-        for arm in arms:
-            if arm.policy.watches_draft and not self.session.engine.drafter.signals:
-                refuse_watching(self.session.engine.drafter, arm.policy_name)
-        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), arms)
+        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
 
     def shared(self) -> dict:
         """What all arms have in common; together with a policy's settings it names a cell."""
@@ -140,11 +136,11 @@ class Runner:
         )
 
     def warm_up(self) -> None:
-        """Every block length that an arm can meet: its own where it never changes, up to DEPTH where it does."""
+        """Every block length that an arm can meet: its own where it learns nothing, any up to DEPTH where it does."""
         policies = [cell.arm.policy for cell in self.folder.cells]
-        steady = {policy.plan() for policy in policies if not (policy.adapts_gamma or policy.state_fields or policy.watches_draft)}
-        moving = range(DEPTH + 1) if any(p.adapts_gamma or p.state_fields or p.watches_draft for p in policies) else ()
-        self.session.warm_up(sorted(steady | set(moving)), any(policy.watches_draft for policy in policies))
+        learning = any(policy.watches_draft or type(policy).observe is not Policy.observe for policy in policies)
+        lengths = {cell.arm.gamma or 0 for cell in self.folder.cells} | set(range(DEPTH + 1) if learning else ())
+        self.session.warm_up(sorted(lengths), any(policy.watches_draft for policy in policies))
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""

@@ -94,7 +94,7 @@ class Session:
 
 def open_session(config: RunConfig, endless: bool = False) -> Session:
     """Load what a config names. endless: nothing ends an answer, for measuring. Raises UserError."""
-    drafter: Drafter = next(iter(config.drafter.values()), None) or DraftModel()
+    drafter: Drafter = config.drafter or DraftModel()
     questions = load_questions(config.tasks)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
