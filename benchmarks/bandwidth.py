@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import torch
+from gammatune.decoding.clock import Clock
 from harness import describe_machine, make_parser, print_machine, print_result, print_table, rotate, run_benchmark, time_call
 
 from gammatune.config import RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError
 from gammatune.models.devices import GIB, choose_device, free_bytes
 

@@ -18,6 +18,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
+from gammatune.decoding.clock import Clock
 from harness import (
     describe_machine,
     make_parser,
@@ -34,7 +35,6 @@ from scipy import stats
 from tqdm import tqdm
 
 from gammatune.config import DecodeConfig, RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.decoding.sampling import find_best, name_tokens
 from gammatune.errors import UserError

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from gammatune.decoding.clock import Clock
 from scipy import stats
 
 from gammatune.compose import compose_config
 from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
-from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError, complain
 from gammatune.models.devices import choose_device
 from gammatune.models.pair import Pair, load_pair

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pandas as pd
+from gammatune.decoding.clock import Clock
 from harness import (
     build_runtimes,
     describe_machine,
@@ -29,7 +30,6 @@ from harness import (
 from tqdm import tqdm
 
 from gammatune.config import DecodeConfig, RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Turn, prefill, run_round, start_turn
 from gammatune.models.pair import load_pair
 from gammatune.policies import POLICIES, Policy

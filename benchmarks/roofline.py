@@ -15,6 +15,7 @@ from functools import partial
 import pandas as pd
 import torch
 from bandwidth import COPY_MIB, Bandwidth, measure_bandwidth
+from gammatune.decoding.clock import Clock
 from harness import (
     build_runtimes,
     describe_machine,
@@ -33,7 +34,6 @@ from torch import nn
 from tqdm import tqdm
 
 from gammatune.config import RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.errors import UserError
 from gammatune.models.load import count_cache
 from gammatune.models.pair import Pair

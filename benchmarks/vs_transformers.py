@@ -19,6 +19,7 @@ from functools import partial
 
 import pandas as pd
 import torch
+from gammatune.decoding.clock import Clock
 from harness import (
     build_runtimes,
     describe_machine,
@@ -38,7 +39,6 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 
 from gammatune.config import RUNTIMES, DecodeConfig, RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.decoding.exactness import compare_answers
 from gammatune.decoding.loop import generate_autoregressive, generate_speculative
 from gammatune.models.pair import Pair

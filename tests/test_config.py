@@ -16,8 +16,8 @@ from gammatune.config import Checkpoint, DecodeConfig, PairConfig, RuntimeConfig
 from gammatune.errors import explain
 from gammatune.policies import POLICIES
 from gammatune.policies.base import settings_of, with_settings
-from gammatune.runs.cells import open_run
 from gammatune.runs.runner import Runner
+from gammatune.runs.store import open_run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "gammatune" / "configs"

@@ -172,9 +172,9 @@ def run_round(turn: Turn) -> None:
     verdict = turn.verifier.verify(turn.text, proposal, turn.sampler)
     verified = turn.device.mark()
     finished = commit(turn, block, proposal, verdict)
-    finished.state = state
     turn.rounds.append(finished)
     session.observe(finished)
+    finished.state = state  # for the log; a policy knows its own numbers, and a replay has none to show it
     turn.marks.append(Marks(start, drafted, verified, drafting_ms, session.ms - spent))
 
 

@@ -25,15 +25,15 @@ class PolicySession:
         self.question: int | None = None
 
     def restart(self) -> None:
-        """A new pass over the questions: everything learned is forgotten."""
-        self.policy.reset()
+        """A new pass over the questions: everything learned is forgotten. Raises PolicyError."""
+        self.call("reset")
         self.question = None
 
     def start(self, question_id: int, turn: int) -> None:
-        """A new answer: forget what was learned where the policy's `carry` says so."""
+        """A new answer: forget what was learned where the policy's `carry` says so. Raises PolicyError."""
         carry, same = self.policy.carry, question_id == self.question and turn > 0
         if carry == "turn" or (carry == "question" and not same):
-            self.policy.reset()
+            self.call("reset")
         self.question = question_id
 
     def plan(self) -> int:
@@ -42,7 +42,7 @@ class PolicySession:
 
     def state(self) -> dict:
         """The policy's own numbers, as logged with each round. Raises PolicyError."""
-        return self.call("state")
+        return check_state(self.policy, self.call("state"))
 
     def open_block(self, room: int, ends: frozenset[int]) -> Block:
         """The next round's block, empty. room: tokens that may be drafted. Raises PolicyError."""
@@ -50,8 +50,12 @@ class PolicySession:
         return Block(self.plan(), room, ends, keep, exclude=self.policy.stop_token == "exclude")
 
     def keep_drafting(self, signals: Signals) -> bool:
-        """Whether to draft on after the token with these signals. Raises PolicyError."""
-        return self.call("keep_drafting", signals)
+        """Whether to draft on after the token with these signals. Raises PolicyError, also where the policy keeps them."""
+        before = getrefcount(signals)
+        going_on = self.call("keep_drafting", signals)
+        if getrefcount(signals) > before:
+            raise kept_signals(self.policy)
+        return going_on
 
     def observe(self, finished: Round) -> None:
         """Let the policy learn. Raises PolicyError, also where the policy keeps the Round: it is reused and would change."""
@@ -83,6 +87,19 @@ def check_plan(policy: Policy, planned) -> int:
     return gamma
 
 
+def check_state(policy: Policy, state) -> dict:
+    """What state() returned, which must survive the turn log. Raises PolicyError for anything but a dict of numbers."""
+    if not isinstance(state, dict):
+        raise PolicyError(f"Policy {type(policy).__name__}: state() returned {state!r}, but it must be a dict of numbers.")
+    for name, value in state.items():
+        if not isinstance(value, int | float):
+            raise PolicyError(
+                f"Policy {type(policy).__name__}: state() returned {value!r} for {name}, but it must be a plain number: "
+                "convert it with int() or float()."
+            )
+    return dict(state)
+
+
 def policy_error(policy: Policy, method: str, error: Exception) -> PolicyError:
     """The sentence for an exception that a policy raised; one that the policy wrote for the user stays as it is."""
     if isinstance(error, UserError):
@@ -94,4 +111,11 @@ def kept_round(policy: Policy) -> PolicyError:
     return PolicyError(
         f"Policy {type(policy).__name__}: observe() kept the Round, which is valid during the call only: copy the numbers "
         "that you need."
+    )
+
+
+def kept_signals(policy: Policy) -> PolicyError:
+    return PolicyError(
+        f"Policy {type(policy).__name__}: keep_drafting() kept the Signals, which are valid during the call only: copy the "
+        "numbers that you need."
     )

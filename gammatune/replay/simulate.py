@@ -12,7 +12,15 @@ import numpy as np
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
-from gammatune.policies.session import PolicyError, PolicySession, check_plan, kept_round, policy_error
+from gammatune.policies.session import (
+    PolicyError,
+    PolicySession,
+    check_plan,
+    check_state,
+    kept_round,
+    kept_signals,
+    policy_error,
+)
 from gammatune.records import Round, Signals
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
 from gammatune.traces import UNKNOWN, Starts
@@ -149,7 +157,9 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             if type(planned) is not int or planned < 0:
                 planned = check_plan(policy, planned)
             if log is not None:
-                finished = Round(0, 0, 0, 0, 0, "length", 0, state=policy.state())
+                call = "state"
+                state = check_state(policy, policy.state())
+                finished = Round(0, 0, 0, 0, 0, "length", 0)
                 log.append(finished)
                 references = getrefcount(finished)
             call = "keep_drafting"
@@ -174,6 +184,8 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             observe(finished)
             if getrefcount(finished) > references:
                 raise kept_round(policy)
+            if log is not None:
+                finished.state = state  # as in a live run, the policy does not find it in the Round
     except PolicyError:
         raise
     except Exception as error:
@@ -209,14 +221,17 @@ def draft_block(turn: ReplayTurn, place: int, planned: int, policy: Policy, bloc
 
 
 def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Outcome) -> int:
-    """How many tokens were made when the policy said no; 0 where it never did, or where the recorded signals end first."""
+    """How many tokens were made when the policy said no; 0 where it never did, or where the recorded signals end first.
+
+    Raises PolicyError where the policy keeps the Signals, which are reused.
+    """
     keep, signals, matches, known = policy.keep_drafting, block.signals, starts.matches[place], starts.known[place]
     top1, entropy, margin = starts.signals
-    at = starts.head[place]
+    at, references, stopped = starts.head[place], getrefcount(signals), 0
     for index in range(limit):
         if index >= known:
             block.beyond = True
-            return 0
+            break
         if index == matches + 1:  # from here on the drafter follows its own wrong token
             at = starts.after[place] + index
         signals.index = index
@@ -224,6 +239,9 @@ def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Ou
         signals.entropy = entropy[at]
         signals.margin = margin[at]
         if not keep(signals):
-            return index + 1
+            stopped = index + 1
+            break
         at += 1
-    return 0
+    if getrefcount(signals) > references:
+        raise kept_signals(policy)
+    return stopped

@@ -12,10 +12,10 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from gammatune.runs.cells import write_json
 from jobs import ROOT, Job, make_parser, run_job
 
 from gammatune.compose import compose_config
-from gammatune.runs.cells import write_json
 from gammatune.tasks.questions import DEMO_PATH, find_question_file
 
 SHIPPED = ROOT / "gammatune" / "models" / "embedded_draft" / "evaluation.json"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from gammatune.runs.cells import read_json, write_json
 from jobs import ROOT, Job, make_parser, run_job
 
 from gammatune.compose import compose_config
 from gammatune.config import RUNTIMES, Checkpoint, PairConfig
 from gammatune.models.load import Demand, count_cache, count_weights, make_config
 from gammatune.replay.prices import CostCurve, read_cost
-from gammatune.runs.cells import read_json, write_json
 
 PAIRS = ("vicuna-68m-7b", "vicuna-160m-13b", "llama-3.2-1b-3.1-8b", "llama-3.1-8b-70b")
 BLOCKS = (1, 2, 6, 9, 17, 25)

@@ -21,9 +21,10 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a bare checkout will do
 
+from gammatune.runs.cells import hold_folder, read_json, write_json  # noqa: E402
+
 from gammatune.errors import UserError, complain  # noqa: E402
 from gammatune.models.pair import choose_device  # noqa: E402
-from gammatune.runs.cells import hold_folder, read_json, write_json  # noqa: E402
 from gammatune.runs.monitor import watch_machine  # noqa: E402
 from gammatune.runs.provenance import describe_environment  # noqa: E402
 

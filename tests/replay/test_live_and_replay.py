@@ -1,167 +1,164 @@
-"""A live run and a replay of the same policy on the same answers give identical rounds."""
+"""A live run and a replay of the same policy on the same answers give identical rounds, whatever the drafter."""
 
+import random
+from dataclasses import dataclass
 from functools import cache
-from itertools import cycle, product
+from itertools import product
+from typing import ClassVar
 
 import pytest
-import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay.recording import facts_of, record, run_live
+from scripted import Scripted, ScriptedWatching, scripted_policies
+from shipped import LENGTH_ONLY, LIVE, adapt_policy, make_policy
+from table_model import TableModel, draw_prompt, table_engine
 
-from gammatune.config import DecodeConfig, TasksConfig
-from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.drafters.trace import Answered, trace_answer
-from gammatune.models.pair import random_pair
-from gammatune.policies import POLICIES
-from gammatune.policies.base import settings_of
+from gammatune.config import TasksConfig
+from gammatune.decoding.loop import build_engine
+from gammatune.drafters.base import Drafter
+from gammatune.drafters.lookup import Lookup
 from gammatune.policies.oracle import Oracle
+from gammatune.records import Block, Proposal, Signals
 from gammatune.replay.simulate import prepare, replay
-from gammatune.replay.table import AcceptanceTable
-from gammatune.runtimes.base import eager_runtime
 from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions
 
-LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
-STARTS = [1, 2, 3, 5, 8, 12, 20]
-BUDGETS = [1, 2, 7, 13, 24]
-SEEDS = 30
+BUDGETS = (1, 2, 7, 13, 30)
 
 
-class ScriptedOracle(Oracle):
-    """The oracle where nobody foresees: it plans what its replay planned."""
+@dataclass
+class Diviner(Drafter):
+    """Reports signals like a model and proposes from where its block began like a lookup: no shipped drafter does both."""
 
-    oracle = False
+    name: ClassVar[str] = "diviner"
+    signals: ClassVar[bool] = True
 
-    def follow(self, planned: list[int]) -> None:
-        self.script = iter(planned)
-
-    def plan(self) -> int:
-        return next(self.script)
-
-
-def make_runtime(noise: float, head: int | None = None, ends: tuple[int, ...] = (9, 17)):
-    """A tiny pair whose draft is the target with noise; two tokens of forty end the sequence, so that ends are common.
-
-    head: tokens that the draft can say, None for all.
-    """
-    runtime = eager_runtime(random_pair(seed=1, noise=noise, vocab_size=40, vocabulary=head))
-    runtime.pair.eos_ids = ends
-    return runtime
+    def propose(self, text: list[int], block: Block) -> Proposal:
+        dice, target, tokens = random.Random(hash(tuple(text))), TableModel(), []
+        for index in range(dice.randrange(9)):
+            right = dice.random() < 0.8
+            tokens.append(int(target.look_up(text + tokens).argmax()) if right else dice.randrange(40))
+            top1, entropy, margin = (dice.random() for _ in range(3))
+            if not block.add(tokens[-1], Signals.rounded(index, top1, entropy, margin, chosen=top1)):
+                break
+        return Proposal(self.workplace.device.upload(tokens[: block.drafted]))
 
 
-DRAFTS = [(0.0, None), (0.1, None), (0.1, 33), (0.4, None), (0.0, 25), (2.0, None)]  # noise and head
-RUNTIMES = {draft: make_runtime(*draft) for draft in DRAFTS}
+ENGINES = {
+    "equal draft": lambda: table_engine(agreement=1.0),
+    "good draft": lambda: table_engine(agreement=0.8),
+    "bad draft": lambda: table_engine(agreement=0.2),
+    "draft with 33 of 40 tokens": lambda: table_engine(agreement=0.9, head=33),
+    "lookup": lambda: table_engine(Lookup(), memory=2, vocab_size=12, ends=(9,)),
+    "short lookup": lambda: table_engine(Lookup(longest=1), memory=1, ends=(9,)),
+    "diviner": lambda: table_engine(Diviner()),
+}
+WATCHED = [kind for kind in ENGINES if "lookup" not in kind]
 
 
-@cache
-def record_three(draft: tuple, seed: int, budget: int) -> tuple[list[list[int]], AcceptanceTable]:
-    """Three prompts and their table, whose tails are as long as any block."""
-    prompts = [prompt_of(seed + index, 3 + seed % 9) for index in range(3)]
-    return prompts, record(RUNTIMES[draft], prompts, budget, gamma_max=42)
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """recorded(kind, seed, budget) -> (engine, three prompts, their table, read back from its file)."""
+    path = tmp_path_factory.mktemp("live") / "acceptance.parquet"
+
+    @cache
+    def make(kind: str, seed: int, budget: int):
+        engine = ENGINES[kind]()
+        prompts = [draw_prompt(seed + index, 1 + seed % 9, engine.pair.vocab_size) for index in range(3)]
+        return engine, prompts, record(engine, prompts, budget, 42, path)
+
+    return make
 
 
-def every_choice(test):
-    """Both stop tokens with every carry and every draft, besides what is drawn."""
-    drafts = cycle(RUNTIMES)
-    for number, (stop_token, carry) in enumerate(product(["include", "exclude"], ["turn", "question", "never"])):
-        chosen = {"stop_token": stop_token, "carry": carry, "draft": next(drafts)}
-        test = example(seed=number, gamma=STARTS[-1 - number], budget=24, **chosen)(test)
-    return test
+def assert_replays(recorded_parts, policy, budget: int) -> list:
+    """The logs of both, which are equal."""
+    engine, prompts, table = recorded_parts
+    done = replay(prepare(table), policy, keep_rounds=True)
+    live = run_live(engine, prompts, policy, budget)
+    assert facts_of(live) == facts_of(done.logs)
+    assert done.beyond == 0
+    fast = replay(prepare(table), policy)
+    for name in ("context", "drafted", "accepted", "forwards"):
+        assert getattr(fast, name).tolist() == [getattr(r, name) for rounds in live for r in rounds]
+    return live
 
 
-def prompt_of(seed: int, length: int) -> list[int]:
-    return torch.randint(4, 40, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+@settings(max_examples=250, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(list(ENGINES)), seed=st.integers(0, 20), budget=st.sampled_from(BUDGETS))
+def test_whatever_a_policy_does_replays_as_it_ran(recorded, data, kind, seed, budget):
+    policy = data.draw(scripted_policies(watching=None if kind in WATCHED else False))
+    assert_replays(recorded(kind, seed, budget), policy, budget)
 
 
-def record(runtime, prompts: list[list[int]], budget: int, gamma_max: int = 24) -> AcceptanceTable:
-    """The table of the target's own answers; every two turns make a question."""
-    turns = []
-    for index, prompt in enumerate(prompts):
-        made = generate_autoregressive(runtime, prompt, DecodeConfig(max_new_tokens=budget))
-        answered = Answered(index // 2, "qa", "qa", index % 2, prompt, made.output_ids, budget, made.finish)
-        turns.append(trace_answer(runtime, answered, gamma_max))
-    return AcceptanceTable(turns, {"gamma_max": gamma_max})
-
-
-def run_live(runtime, prompts: list[list[int]], policy, budget: int) -> list:
-    """Rounds of every turn, the policy reset where its carry says, as the runner does it."""
-    policy.reset()
-    logs = []
-    for index, prompt in enumerate(prompts):
-        if policy.carry == "turn" or (policy.carry == "question" and index % 2 == 0):
-            policy.reset()
-        logs.append(generate_speculative(runtime, prompt, policy, DecodeConfig(max_new_tokens=budget)).rounds)
-    return logs
-
-
-def make_policy(name: str, gamma: int, **changes):
-    known = settings_of(POLICIES[name]())
-    wanted = {"gamma": max(gamma, known.get("gamma_min", 1)), **changes}
-    return POLICIES[name](**{key: value for key, value in wanted.items() if key in known})
-
-
-def assert_identical(live: list, replayed: list) -> None:
-    assert [len(rounds) for rounds in live] == [len(rounds) for rounds in replayed]
-    for rounds, predicted in zip(live, replayed, strict=True):
-        for place, pair in enumerate(zip(rounds, predicted, strict=True)):
-            assert same_round(*pair), (place, *pair)
-            assert pair[0].draft_forwards == pair[1].draft_forwards
+def test_what_is_compared_is_not_trivial(recorded):
+    """The engines above meet every reason to stop, accepted and rejected ends included."""
+    stops = set()
+    for kind, seed in product(ENGINES, range(8)):
+        rule = ScriptedWatching(plans=[9, 2], keeps=[True] * 6 + [False]) if kind in WATCHED else Scripted(plans=[9])
+        for rounds in assert_replays(recorded(kind, seed, 30), rule, 30):
+            stops |= {(r.stop, r.accepted == r.drafted) for r in rounds}
+    assert stops >= set(product(("length", "policy", "eos", "budget", "drafter"), (True, False)))
 
 
 @pytest.mark.parametrize("name", LIVE)
-@settings(max_examples=8, deadline=None)
-@given(
-    seed=st.integers(0, SEEDS),
-    draft=st.sampled_from(DRAFTS),
-    gamma=st.sampled_from(STARTS),
-    budget=st.sampled_from(BUDGETS),
-    stop_token=st.sampled_from(["include", "exclude"]),
-    carry=st.sampled_from(["turn", "question", "never"]),
-)
-@every_choice
-def test_every_policy_replays_as_it_ran(name, seed, draft, gamma, budget, stop_token, carry):
-    runtime, (prompts, table) = RUNTIMES[draft], record_three(draft, seed, budget)
-    carry = "turn" if name == "hf_confidence_online" else carry
-    policy = make_policy(name, gamma, stop_token=stop_token, carry=carry)
-    done = replay(prepare(table), policy, keep_rounds=True)
-    assert_identical(run_live(runtime, prompts, policy, budget), done.logs)
-    assert done.beyond == 0
+def test_every_shipped_policy_replays_as_it_ran(recorded, name):
+    kinds = ["good draft", "bad draft", *(["lookup"] if name in LENGTH_ONLY else [])]
+    carries = ("turn", "question", "never")
+    for number, (kind, stop_token) in enumerate(product(kinds, ("include", "exclude"))):
+        policy = adapt_policy(name, gamma=(2, 7, 12)[number % 3], stop_token=stop_token, carry=carries[number % 3])
+        assert_replays(recorded(kind, number, 30), policy, 30)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), draft=st.sampled_from(DRAFTS), budget=st.integers(1, 30))
-def test_the_oracle_run_live_is_never_rejected(seed, draft, budget):
-    runtime, prompt = RUNTIMES[draft], prompt_of(seed, 6)
-    replayed = replay(prepare(record(runtime, [prompt], budget)), POLICIES["oracle"](), keep_rounds=True).logs
-    oracle = ScriptedOracle()
-    oracle.follow([r.planned for r in replayed[0]])
-    live = run_live(runtime, [prompt], oracle, budget)
-    assert_identical(live, replayed)
-    assert all(r.accepted == r.drafted for r in live[0])
+class ToldOracle(Oracle):
+    """The oracle where nobody foresees: it plans what its replay planned."""
+
+    oracle = False
+    told: list[int]
+
+    def reset(self) -> None:
+        self.matches = None
+
+    def plan(self) -> int:
+        return self.told.pop(0)
 
 
-def test_a_block_longer_than_the_table_is_counted():
-    """Behind gamma_max recorded steps the policy cannot be asked; the block goes on and the replay says so."""
-    runtime = make_runtime(2.0, ends=())
-    table = record(runtime, [prompt_of(1, 5)], 30, gamma_max=2)
-    policy = POLICIES["hf_confidence"](gamma=12, threshold=0.0)
-    done = replay(prepare(table), policy)
+@pytest.mark.parametrize("kind", ["good draft", "lookup", "diviner"])
+def test_the_oracle_run_live_is_never_rejected(recorded, kind):
+    for seed, budget in product(range(5), BUDGETS):
+        engine, prompts, table = recorded(kind, seed, budget)
+        replayed = replay(prepare(table), make_policy("oracle"), keep_rounds=True).logs
+        oracle = ToldOracle()
+        oracle.told = [r.planned for rounds in replayed for r in rounds]
+        live = run_live(engine, prompts, oracle, budget)
+        assert facts_of(live) == facts_of(replayed)
+        assert all(r.accepted == r.drafted for rounds in live for r in rounds)
+
+
+@pytest.mark.parametrize("kind", ["bad draft", "diviner"])
+def test_a_block_longer_than_the_table_is_counted(tmp_path, kind):
+    """After the recorded steps the policy cannot be asked; the block goes on and the replay says so."""
+    engine = ENGINES[kind]()
+    table = record(engine, [draw_prompt(seed) for seed in range(4)], 30, 2, tmp_path / "acceptance.parquet")
+    done = replay(prepare(table), ScriptedWatching(plans=[12]))
     assert 0 < done.beyond <= done.rounds
     assert done.drafted.max() == 12
 
 
 @pytest.mark.embedded
-def test_the_embedded_pair_replays_as_it_ran(embedded_pair):
-    """Every policy on real prompts: counts, stop reasons and states of all rounds."""
-    runtime, compared, budget = eager_runtime(embedded_pair), 0, 32
+@pytest.mark.slow
+def test_the_embedded_pair_replays_as_it_ran(embedded_pair, tmp_path):
+    """Real prompts: counts, stop reasons and states of all rounds."""
+    engine, compared, budget = build_engine(embedded_pair), 0, 32
     questions = load_questions(TasksConfig(name="demo", limit=1)).questions[:3]
-    build = [(q.turns[:1], []) for q in questions]
-    prompts = [build_prompt(embedded_pair.chat_template, embedded_pair.tokenizer, *parts) for parts in build]
-    walks = prepare(record(runtime, prompts, budget))
-    for name in LIVE:
-        policy = POLICIES[name]()
-        live = run_live(runtime, prompts, policy, budget)
-        assert_identical(live, replay(walks, policy, keep_rounds=True).logs)
-        compared += sum(len(rounds) for rounds in live)
-    assert compared > 20 * len(LIVE)
+    template, tokenizer = embedded_pair.chat_template, embedded_pair.tokenizer
+    prompts = [build_prompt(template, tokenizer, question.turns[:1], []) for question in questions]
+    turns = prepare(record(engine, prompts, budget, 24, tmp_path / "acceptance.parquet"))
+    for name in ("fixed", "gammatune_plus", "adaedl"):
+        policy = make_policy(name)
+        live, replayed = run_live(engine, prompts, policy, budget), replay(turns, policy, keep_rounds=True).logs
+        for rounds, predicted in zip(live, replayed, strict=True):
+            assert all(same_round(*pair) for pair in zip(rounds, predicted, strict=True))
+            compared += len(rounds)
+    assert compared > 60

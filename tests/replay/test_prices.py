@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from replay.made_tables import make_turn
 
 from gammatune.errors import UserError
 from gammatune.replay.prices import (
@@ -19,7 +20,8 @@ from gammatune.replay.prices import (
     price,
     read_cost,
 )
-from gammatune.replay.simulate import Replay, Walk
+from gammatune.replay.simulate import Replay, prepare
+from gammatune.replay.table import AcceptanceTable
 
 CURVE = CostCurve(
     blind=Drafting(step=Price(2.0, 0.1), start=Price(0.5), catch_up=Price(0.25)),
@@ -55,8 +57,8 @@ def test_two_turns_cost_what_a_hand_computes():
     replay = make_replay([[(10, 2, 2, 2), (13, 1, 0, 1), (14, 3, 1, 3)], [(20, 0, 0, 0)]])
     first = (
         (2 * (2.0 + 1.0) + 0.5) + (13.0 + 0.3) + (0.125 + 0.010)  # nothing before it
-        + (1 * (2.0 + 1.3) + 0.5 + 0.25) + (11.0 + 0.26) + (0.125 + 0.013)  # behind a full acceptance
-        + (3 * (2.0 + 1.4) + 0.5) + (16.0 + 0.56) + (0.125 + 0.014)  # behind a rejection
+        + (1 * (2.0 + 1.3) + 0.5 + 0.25) + (11.0 + 0.26) + (0.125 + 0.013)  # after a full acceptance
+        + (3 * (2.0 + 1.4) + 0.5) + (16.0 + 0.56) + (0.125 + 0.014)  # after a rejection
         + (6.0 + 0.75 * 10)
     )  # fmt: skip
     second = (10.0 + 0.2) + (0.125 + 0.020) + (6.0 + 0.75 * 20)
@@ -88,10 +90,10 @@ def test_the_target_alone_reads_the_prompt_alone():
     assert price(replay, [10], CURVE, watched=False, drafts=True) == pytest.approx([rounds + 6.0 + 7.5])
 
 
-def test_walks_say_how_long_their_prompts_are():
-    walks = [Walk(1, 10, 5, 1, [0], [1, 0], [0], [0], None, None)]
+def test_prepared_turns_say_how_long_their_prompts_are():
+    turns = prepare(AcceptanceTable([make_turn("1", prompt_tokens=10)]))
     replay = make_replay([[(10, 0, 0, 0)]])
-    assert price(replay, walks, CURVE, watched=False) == pytest.approx(price(replay, [10], CURVE, watched=False))
+    assert price(replay, turns, CURVE, watched=False) == pytest.approx(price(replay, [10], CURVE, watched=False))
 
 
 def test_blocks_beyond_the_last_measured_one_go_on_along_a_line():
@@ -108,6 +110,7 @@ def test_only_the_last_eight_blocks_show_the_way_on():
     assert curve.verify_price(12).base == pytest.approx(20.0)
 
 
+@settings(max_examples=40, deadline=None)
 @given(turns_of_rounds())
 def test_the_price_of_turns_is_the_price_of_each(turns):
     prompts = [turn[0][0] for turn in turns]
@@ -116,6 +119,7 @@ def test_the_price_of_turns_is_the_price_of_each(turns):
     assert together == pytest.approx(alone)
 
 
+@settings(max_examples=40, deadline=None)
 @given(turns_of_rounds(), st.floats(0.5, 50))
 def test_under_a_ratio_a_turn_costs_its_draft_steps_and_c_per_round(turns, c):
     steps, rounds = [sum(row[3] for row in turn) for turn in turns], [len(turn) for turn in turns]

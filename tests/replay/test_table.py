@@ -9,14 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay.made_tables import contents, draw_table, make_turn
+from replay.made_tables import contents, draw_starts_table, draw_table, make_starts, make_turn
 
 from gammatune.errors import UserError
+from gammatune.replay.simulate import prepare
 from gammatune.replay.table import AcceptanceTable, join_tables, read_table, write_table
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "acceptance-table.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "acceptance-table.md"
 
 
 @pytest.fixture
@@ -29,9 +31,9 @@ def write_and_read(table, folder):
     return read_table(folder / "acceptance.parquet")
 
 
-def change_file(path, change):
+def change_file(path, change, draw=draw_table):
     """Rewrite a good file as change(arrow table)."""
-    write_table(draw_table(1), path)
+    write_table(draw(1), path)
     pq.write_table(change(pq.read_table(path)), path)
 
 
@@ -40,20 +42,22 @@ def put(content: pa.Table, name: str, values: list) -> pa.Table:
     return content.set_column(place, content.schema.field(name), pa.array(values, content.schema.field(name).type))
 
 
-@given(st.integers(0, 10_000), st.booleans())
-def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched):
-    table = draw_table(seed, watched=watched)
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([draw_table, draw_starts_table]))
+def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched, draw):
+    table = draw(seed, watched=watched)
     again = write_and_read(table, tmp_path_factory.mktemp("table"))
     assert contents(again) == contents(table)
     assert again.facts == table.facts
     assert (again.watched, again.complete, again.tokens) == (watched, True, sum(len(t.match) for t in table.turns))
+    assert [turn.starts() for turn in again.turns] == [turn.starts() for turn in table.turns]
 
 
 def test_an_imported_log_has_no_signals_no_ids_and_unknown_positions(tmp_path):
     turn = replace(make_turn("1?01?", watched=False), output_ids=np.zeros(0, np.int32))
     again = write_and_read(AcceptanceTable([turn], {"source": "log"}), tmp_path)
     assert again.turns[0].match.tolist() == [1, -1, 0, 1, -1]
-    assert again.turns[0].signals is None and again.turns[0].tails is None
+    assert again.turns[0].trace.signals is None and again.turns[0].trace.continuations is None
     assert (len(again.turns[0].output_ids), again.turns[0].tokens, again.gamma_max) == (0, 5, 0)
     assert not again.watched and not again.complete
 
@@ -61,14 +65,14 @@ def test_an_imported_log_has_no_signals_no_ids_and_unknown_positions(tmp_path):
 def test_one_turn_without_signals_makes_the_table_unwatched(tmp_path):
     table = AcceptanceTable([make_turn("10"), make_turn("10", watched=False, turn=1)])
     again = write_and_read(table, tmp_path)
-    assert not again.watched and again.turns[0].signals is not None
+    assert not again.watched and again.turns[0].trace.signals is not None
     assert contents(again) == contents(table)
 
 
 def test_a_signal_takes_under_two_bytes_even_where_all_are_random(path):
     table = draw_table(5, questions=100)
     write_table(table, path)
-    signals = 3 * sum(turn.tokens + turn.tail_steps.sum() for turn in table.turns)
+    signals = 3 * sum(turn.tokens + turn.trace.steps.sum() for turn in table.turns)
     assert signals > 20_000
     assert path.stat().st_size < 2 * signals + 15_000
 
@@ -86,7 +90,7 @@ def test_columns_and_types_are_those_of_the_document(path):
 
 def test_signals_are_whole_numbers_of_ten_thousandths(path):
     table = AcceptanceTable([make_turn("10")])
-    table.turns[0].signals.entropy[:] = [0.1234, 10.5]
+    table.turns[0].trace.signals.entropy[:] = [0.1234, 10.5]
     write_table(table, path)
     assert pq.read_table(path)["entropy_x10000"].to_pylist() == [[1234, 105000]]
 
@@ -94,7 +98,7 @@ def test_signals_are_whole_numbers_of_ten_thousandths(path):
 def test_facts_stand_in_the_metadata_beside_the_schema_number(path):
     write_table(AcceptanceTable([make_turn("1")], {"pair": "mine", "tasks": {"name": "qa"}}), path)
     stored = json.loads(pq.read_schema(path).metadata[b"gammatune"])
-    assert stored == {"schema": 1, "pair": "mine", "tasks": {"name": "qa"}}
+    assert stored == {"schema": 2, "layout": "text", "pair": "mine", "tasks": {"name": "qa"}}
 
 
 def test_joined_parts_are_one_table_in_the_given_order():
@@ -114,7 +118,7 @@ def test_a_failing_write_leaves_the_old_file(path):
 
 
 def test_a_missing_table_says_how_to_make_one(path):
-    with pytest.raises(UserError, match=r"^There is no acceptance table at .*: make one with `python -m gammatune record`"):
+    with pytest.raises(UserError, match=r"^There is no acceptance table at .*: make one with `gammatune record`"):
         read_table(path)
 
 
@@ -140,14 +144,38 @@ def test_another_parquet_file_is_refused(path):
         read_table(path)
 
 
+@pytest.mark.parametrize("draw", [draw_table, draw_starts_table])
+def test_a_table_of_the_first_schema_is_read(path, draw):
+    """It had one layout and named none."""
+    facts = b'{"schema": 1, "pair": "made", "gamma_max": 60}'
+    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": facts}), draw)
+    if draw is draw_table:
+        table = read_table(path)
+        assert contents(table) == contents(draw_table(1))
+        assert (table.facts, table.forwards_per_token) == ({"pair": "made", "gamma_max": 60}, 1)
+    else:
+        with pytest.raises(UserError, match="damaged"):
+            read_table(path)
+
+
+def test_the_shipped_tables_are_of_the_first_schema_and_are_read():
+    paths = sorted(ROOT.glob("results/reference/*/acceptance.parquet"))
+    assert paths
+    for path in paths:
+        assert json.loads(pq.read_schema(path).metadata[b"gammatune"])["schema"] == 1
+        table = read_table(path)
+        assert table.watched and table.complete and table.gamma_max == 24 and table.tokens > 500
+        assert prepare(table)[0].tokens == table.turns[0].tokens
+
+
 def test_a_newer_schema_is_refused(path):
-    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 2}'}))
-    with pytest.raises(UserError, match=r"newer gammatune \(schema 2, this one reads up to 1\): update gammatune"):
+    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 3}'}))
+    with pytest.raises(UserError, match=r"newer gammatune \(schema 3, this one reads up to 2\): update gammatune"):
         read_table(path)
 
 
 def test_a_table_of_nothing_is_refused(path):
-    write_table(AcceptanceTable([]), path)
+    change_file(path, lambda content: content.slice(0, 0))
     with pytest.raises(UserError, match="holds no answers"):
         read_table(path)
 
@@ -166,11 +194,37 @@ DAMAGES = {
     "a match too few": lambda c: put(c, "match", [row[:-1] for row in c["match"].to_pylist()]),
     "a match that is none": lambda c: put(c, "match", [[7] * len(row) for row in c["match"].to_pylist()]),
     "a signal too many": lambda c: put(c, "margin_x10000", [[*row, 1] for row in c["margin_x10000"].to_pylist()]),
-    "a tail too many": lambda c: put(c, "tail_steps", [[*row, 1] for row in c["tail_steps"].to_pylist()]),
-    "tails too long": lambda c: put(c, "tail_top1_x10000", [[*r, 1] for r in c["tail_top1_x10000"].to_pylist()]),
+    "a continuation too many": lambda c: put(c, "tail_steps", [[*row, 1] for row in c["tail_steps"].to_pylist()]),
+    "continuations too long": lambda c: put(c, "tail_top1_x10000", [[*r, 1] for r in c["tail_top1_x10000"].to_pylist()]),
     "an id too many": lambda c: put(c, "output_ids", [[*row, 1] for row in c["output_ids"].to_pylist()]),
     "more tokens than allowed": lambda c: put(c, "budget", [1] * len(c)),
 }
+
+
+OTHER_DAMAGES = {
+    "more right than proposed": lambda c: put(c, "right", [[500] * len(row) for row in c["right"].to_pylist()]),
+    "fewer than none": lambda c: put(c, "right", [[-1] * len(row) for row in c["right"].to_pylist()]),
+    "an end too many": lambda c: put(c, "ended", [[*row, True] for row in c["ended"].to_pylist()]),
+    "a signal too few": lambda c: put(c, "top1_x10000", [row[:-1] for row in c["top1_x10000"].to_pylist()]),
+    "nothing proposed": lambda c: put(c, "proposed", [None, *c["proposed"].to_pylist()[1:]]),
+    "the other layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "layout": "text"}'}),
+    "an unknown layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "layout": "tree"}'}),
+}
+
+
+@pytest.mark.parametrize("damage", OTHER_DAMAGES)
+def test_so_are_those_of_a_table_by_starts(path, damage):
+    change_file(path, OTHER_DAMAGES[damage], draw_starts_table)
+    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: delete it and make it again"):
+        read_table(path)
+
+
+def test_a_drafter_without_signals_fills_no_signal_columns(path):
+    table = AcceptanceTable([make_starts("1/3 0/0+ 0/1e")], {"forwards_per_token": 0})
+    write_table(table, path)
+    content = pq.read_table(path)
+    assert content["top1_x10000"].to_pylist() == [None] and content["more"].to_pylist() == [[False, True, False]]
+    assert contents(read_table(path)) == contents(table) and read_table(path).forwards_per_token == 0
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -13,7 +13,7 @@ from gammatune.replay.table import read_table
 from gammatune.report.tables import summary_table
 from gammatune.runs import acceptance as recording
 from gammatune.runs.acceptance import Recorder
-from gammatune.runs.cells import hold_folder
+from gammatune.runs.files import hold_folder
 from gammatune.runs.store import read_run
 from gammatune.studies.replay_check import check_replay
 

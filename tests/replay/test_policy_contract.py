@@ -1,0 +1,195 @@
+"""What a policy may not do fails loudly, in the same words live and in replay; what it may do is the same in both."""
+
+import numpy as np
+import pytest
+from replay.recording import facts_of, record, run_live
+from scripted import Scripted, ScriptedWatching
+from table_model import draw_prompt, table_engine
+
+from gammatune.errors import UserError
+from gammatune.policies import Policy
+from gammatune.policies.session import PolicyError
+from gammatune.replay.simulate import prepare, replay
+
+ENGINE = table_engine()
+PROMPTS = [draw_prompt(seed) for seed in range(2)]
+BUDGET = 20
+
+
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory):
+    return prepare(record(ENGINE, PROMPTS, BUDGET, 24, tmp_path_factory.mktemp("contract") / "acceptance.parquet"))
+
+
+def sentences(turns, policy: Policy, kinds: int = 3) -> set[str]:
+    """What a live run, a replay with rounds and a replay without (for kinds 3) say of a policy."""
+    ways = (
+        lambda: run_live(ENGINE, PROMPTS, policy, BUDGET),
+        lambda: replay(turns, policy, keep_rounds=True),
+        lambda: replay(turns, policy),
+    )
+    said = set()
+    for way in ways[:kinds]:
+        with pytest.raises(PolicyError) as refused:
+            way()
+        said.add(str(refused.value))
+    return said
+
+
+def planning(value) -> Policy:
+    policy = Scripted()
+    policy.plan = lambda: value
+    return policy
+
+
+@pytest.mark.parametrize("value", [-3, 2.5, None, "3", np.float64(3.0), [3]])
+def test_a_plan_that_is_no_gamma_is_refused(turns, value):
+    assert sentences(turns, planning(value)) == {
+        f"Policy Scripted: plan() returned {value!r}, but gamma must be a whole number of 0 or more."
+    }
+
+
+@pytest.mark.parametrize(("value", "gamma"), [(np.int64(3), 3), (np.int8(0), 0), (True, 1), (False, 0)])
+def test_a_whole_number_of_another_type_is_a_gamma(turns, value, gamma):
+    live, replayed = (
+        run_live(ENGINE, PROMPTS, planning(value), BUDGET),
+        replay(turns, planning(value), keep_rounds=True).logs,
+    )
+    assert facts_of(live) == facts_of(replayed) == facts_of(run_live(ENGINE, PROMPTS, planning(gamma), BUDGET))
+    assert {type(r.planned) for r in [*live[0], *replayed[0]]} == {int}
+
+
+@pytest.mark.parametrize("method", ["reset", "plan", "state", "keep_drafting", "observe"])
+def test_an_exception_in_a_policy_names_policy_and_call(turns, method):
+    policy = ScriptedWatching()
+
+    def fail(*arguments):
+        raise ZeroDivisionError("division by zero")
+
+    setattr(policy, method, fail)
+    # a replay that keeps no rounds asks for no state
+    assert sentences(turns, policy, kinds=2 if method == "state" else 3) == {
+        f"Policy ScriptedWatching: {method}() raised ZeroDivisionError: division by zero."
+    }
+
+
+def test_a_sentence_that_the_policy_wrote_itself_stays_as_it_is(turns):
+    policy = Scripted()
+
+    def refuse():
+        raise UserError("This rule needs a thermometer: buy one.")
+
+    policy.plan = refuse
+    assert sentences(turns, policy) == {"This rule needs a thermometer: buy one."}
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"mean": np.int64(3)}, "for mean, but it must be a plain number: convert it with int() or float()."),
+        ({"mean": None}, "for mean, but it must be a plain number: convert it with int() or float()."),
+        ({"mean": [1.0]}, "for mean, but it must be a plain number: convert it with int() or float()."),
+        (None, "state() returned None, but it must be a dict of numbers."),
+    ],
+)
+def test_a_state_that_no_log_can_hold_is_refused(turns, state, words):
+    policy = Scripted()
+    policy.state = lambda: state
+    (sentence,) = sentences(turns, policy, kinds=2)
+    assert sentence.startswith("Policy Scripted: state() returned ") and sentence.endswith(words)
+
+
+class KeepingRounds(Scripted):
+    """Keeps the rounds themselves, which are reused in a replay."""
+
+    def observe(self, finished) -> None:
+        super().observe(finished)
+        self.history = [*getattr(self, "history", []), finished]
+
+
+class KeepingTheLastRound(Scripted):
+    def observe(self, finished) -> None:
+        self.last = finished
+
+
+class KeepingSignals(ScriptedWatching):
+    def keep_drafting(self, signals) -> bool:
+        self.last = signals
+        return True
+
+
+class Copying(Scripted):
+    """Plans by all rounds so far, of which it copied the numbers."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.history = []
+
+    def plan(self) -> int:
+        return sum(accepted for accepted, _ in self.history[-4:]) % 7 + len(self.history) % 2
+
+    def observe(self, finished) -> None:
+        super().observe(finished)
+        self.history.append((finished.accepted, finished.drafted))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (KeepingRounds, "observe() kept the Round, which is"),
+        (KeepingTheLastRound, "observe() kept the Round, which is"),
+        (KeepingSignals, "keep_drafting() kept the Signals, which are"),
+    ],
+)
+def test_a_policy_that_keeps_what_it_was_shown_fails_loudly(turns, kind, words):
+    assert sentences(turns, kind()) == {
+        f"Policy {kind.__name__}: {words} valid during the call only: copy the numbers that you need."
+    }
+
+
+@pytest.mark.parametrize("carry", ["turn", "never"])
+def test_a_policy_that_copies_numbers_replays_identically(turns, carry):
+    live = facts_of(run_live(ENGINE, PROMPTS, Copying(carry=carry), BUDGET))
+    assert live == facts_of(replay(turns, Copying(carry=carry), keep_rounds=True).logs)
+    fast = replay(turns, Copying(carry=carry))
+    assert fast.drafted.tolist() == [r[1] for rounds in live for r in rounds]
+
+
+def test_a_round_shows_a_policy_the_same_wherever_it_runs(turns):
+    """No times and no state: they are filled in afterwards, in a live run only or for the log only."""
+
+    class Nosy(Scripted):
+        def observe(self, finished) -> None:
+            super().observe(finished)
+            assert (finished.state, finished.draft_ms, finished.verify_ms, finished.policy_ms) == ({}, 0.0, 0.0, 0.0)
+
+    live, kept = run_live(ENGINE, PROMPTS, Nosy(), BUDGET), replay(turns, Nosy(), keep_rounds=True).logs
+    replay(turns, Nosy())
+    assert facts_of(live) == facts_of(kept)
+    assert all(r.state["step"] >= index for rounds in (*live, *kept) for index, r in enumerate(rounds))
+    assert all(r.verify_ms > 0 for rounds in live for r in rounds)
+
+
+def test_a_state_is_logged_as_it_was(turns):
+    """Also where the policy always returns the same dict."""
+
+    class Owning(Scripted):
+        def state(self) -> dict:
+            self.numbers = getattr(self, "numbers", {})
+            self.numbers["step"] = self.step
+            return self.numbers
+
+    for logs in (run_live(ENGINE, PROMPTS, Owning(), BUDGET), replay(turns, Owning(), keep_rounds=True).logs):
+        steps = [r.state["step"] for r in logs[0]]
+        assert steps[0] == 0 and steps == sorted(set(steps))
+
+
+def test_an_interrupt_is_no_error_of_the_policy(turns):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    policy = Scripted()
+    policy.plan = interrupt
+    for way in (lambda: run_live(ENGINE, PROMPTS, policy, BUDGET), lambda: replay(turns, policy)):
+        with pytest.raises(KeyboardInterrupt):
+            way()
