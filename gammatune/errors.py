@@ -1,6 +1,7 @@
 """Errors as one sentence each: what is wrong, what is valid, what to do."""
 
 import errno
+import os
 import sys
 from pathlib import Path
 
@@ -8,24 +9,36 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+INTERRUPTED = "Interrupted; what was written is kept, and the same command continues from there."
 
 
 class UserError(Exception):
     """Bad input, a missing file or an unusable folder; entry points print the sentence and exit with code 2."""
 
 
-def complain(error: Exception, speaker: str = "") -> int:
-    """Print what the user can mend and return the exit code 2; raises any other error again, for its traceback."""
-    sentence = explain(error)
+def complain(error: BaseException, speaker: str = "", choice: str = "results=FOLDER") -> int:
+    """What ends a command as one sentence on stderr and its exit code; raises any other error again, for its traceback.
+
+    2: the user can fix it. 130: interrupted. 0: the reader of the output (head, less) went away. choice: how another output
+    folder is chosen.
+    """
+    if isinstance(error, BrokenPipeError):
+        # Python would complain once more when it flushes stdout at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        print(f"gammatune: {str(error) or INTERRUPTED}", file=sys.stderr)
+        return 130
+    sentence = explain(error, choice)
     if sentence is None:
         raise error
     print(f"{speaker}{sentence}", file=sys.stderr)
     return 2
 
 
-def explain(error: BaseException) -> str | None:
-    """The sentence for an error that a user can mend; None for one that is a defect and deserves its traceback."""
+def explain(error: BaseException, choice: str = "results=FOLDER") -> str | None:
+    """The sentence for an error that a user can fix; None for one that is a defect and deserves its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -39,7 +52,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
         return (
             f"Cannot write {error.filename or 'the results'} ({error.strerror}): make room or choose another folder "
-            "with results=FOLDER; complete answers already written are kept."
+            f"with {choice}; complete answers already written are kept."
         )
     return None
 

@@ -1,14 +1,19 @@
-"""Tidy frames from turn logs: one row per turn, per question, per round. Times in ms, speeds in tokens per second."""
+"""The numbers of stored runs as frames. Times in ms, speeds in tokens per second."""
+
+from functools import lru_cache
 
 import pandas as pd
 
 from gammatune.records import ROUND_FIELDS, TurnLog
+from gammatune.report import metrics, statistics
+from gammatune.studies.headline import OVERALL, order_tasks
 
 ARM_KEYS = ["label", "policy", "gamma"]
 TURN_KEYS = ["repetition", "task", "category", "question_id", "turn"]
 QUESTION_KEYS = [*ARM_KEYS, "repetition", "task", "question_id"]
 ROUND_SUMS = ("drafted", "accepted", "emitted", "draft_forwards", "draft_ms", "verify_ms", "policy_ms")
 TURN_SUMS = ["turns", "tokens", "rounds", *ROUND_SUMS, "prefill_ms", "wall_ms"]
+RATIOS = ["speedup", "speedup_std", "speedup_low", "speedup_high", "speedup_total", "repetitions_low", "repetitions_high"]
 
 
 def count_tokens(turn: TurnLog) -> int:
@@ -44,3 +49,51 @@ def round_table(arms) -> pd.DataFrame:
         for place, r in enumerate(turn.rounds)
     ]
     return pd.DataFrame(rows, columns=["label", *TURN_KEYS, "round", *ROUND_FIELDS])
+
+
+@lru_cache(maxsize=4)
+def results_table(run) -> pd.DataFrame:
+    """One row per task and arm, and per arm over all questions (task "overall"), with every metric of a StoredRun."""
+    tasks = order_tasks(run.questions["task"])
+    parts = [(task, run.questions[run.questions["task"] == task]) for task in tasks] + [(OVERALL, run.questions)]
+    return pd.DataFrame([results_row(run, arm, task, part) for task, part in parts for arm in run.arms])
+
+
+def results_row(run, arm, task: str, part: pd.DataFrame) -> dict:
+    rows, baseline = part[part["label"] == arm.label], part[part["policy"] == "ar"]
+    row = {"task": task, "label": arm.label, "policy": arm.policy, "gamma": arm.gamma}
+    row["questions"] = len(rows[["task", "question_id"]].drop_duplicates())
+    # Without a baseline, or with random weights, no ratio of speeds may be formed
+    row |= speed_ratios(rows, baseline) if run.has_baseline else dict.fromkeys(RATIOS, float("nan"))
+    return row | {metric.__name__: metric(rows) for metric in metrics.PER_ARM}
+
+
+def speed_ratios(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float]:
+    """Everything that is a ratio to the autoregressive arm."""
+    values = [
+        metrics.speedup(rows, baseline),
+        metrics.speedup_spread(rows, baseline),
+        *statistics.speedup_interval(rows, baseline),
+        metrics.speedup_total(rows, baseline),
+        *statistics.repetition_interval(statistics.speedup_per_repetition(rows, baseline)),
+    ]
+    return dict(zip(RATIOS, values, strict=True))
+
+
+def timing_table(run) -> pd.DataFrame:
+    """One row per arm: shares of wall time, and quantiles of the wall time of a turn in milliseconds."""
+    return pd.DataFrame([timing_row(label, turns) for label, turns in run.turns.groupby("label", sort=False)])
+
+
+def timing_row(label: str, turns: pd.DataFrame) -> dict:
+    shares = {f"{part}_share": share for part, share in metrics.time_split(turns).items()}
+    return {"label": label} | shares | {f"turn_ms_{name}": ms for name, ms in metrics.quantiles(turns["wall_ms"]).items()}
+
+
+def position_table(run) -> pd.DataFrame:
+    """Per drafting arm and position of a block: how often it was reached, and the chance that its token is accepted."""
+    tables = {label: metrics.conditional_acceptance(rounds) for label, rounds in run.rounds.groupby("label", sort=False)}
+    drafting = {label: table for label, table in tables.items() if len(table)}
+    if not drafting:
+        return pd.DataFrame(columns=["label", "position", "reached", "accepted", "rate"])
+    return pd.concat(drafting, names=["label"]).reset_index()
