@@ -71,18 +71,29 @@ def new_figure(width: float, height: float, *grid, **shared):
     return figure, figure.subplots(*grid, **shared)
 
 
-def draw_speedup_by_task(run: StoredRun):
-    """Speedup per task and arm as bars from 1.0, adaptive policies above fixed lengths. None without a baseline."""
-    arms = sorted_arms(run)
+def draw_speedup_by_task(run: StoredRun) -> Figure | None:
+    """Speedup per task and arm as bars from 1.0, fixed lengths above adaptive policies. None without a baseline."""
+    arms, names = sorted_arms(run), arm_names(run.arms)
     if not run.has_baseline or not arms:
         return None
     tasks = order_tasks(run.questions["task"])
     panels = tasks + [OVERALL] if len(tasks) > 1 else tasks
-    figure, axes = panel_grid(len(panels), height=0.9 + 0.27 * len(arms))
-    for axis, task in zip(axes, panels, strict=True):
+    columns = min(len(panels), PANELS_PER_ROW)
+    rows = -(-len(panels) // columns)
+    size = 1.9 + 2.2 * columns, (0.9 + 0.27 * len(arms)) * rows + 0.5
+    figure, grid = new_figure(*size, rows, columns, sharex=True, sharey=True, squeeze=False)
+    fixed = sum(arm.policy == "fixed" for arm in arms)
+    for axis, task in zip(grid.flat, panels, strict=False):
         draw_speedup_bars(axis, arms, results_of(run, task))
         axis.set_title(task_name(task))
-    label_arms(axes, arms, arm_names(run.arms))
+        axis.tick_params(axis="y", length=0)
+        if 0 < fixed < len(arms):
+            axis.axhline(fixed - 0.5, color="#c4c8ce", linewidth=0.8, linestyle=(0, (4, 3)))
+    for unused in grid.flat[len(panels) :]:
+        unused.remove()
+    # The panels share this axis: arm names stand beside the first panel of each row, first arm on top
+    grid.flat[0].set_yticks(range(len(arms)), [names[arm.label] for arm in arms])
+    grid.flat[0].set_ylim(len(arms) - 0.4, -0.6)
     figure.supxlabel("speedup over autoregressive (whiskers: 95 % interval)", fontsize=9)
     return figure
 
@@ -92,17 +103,6 @@ def sorted_arms(run: StoredRun) -> list:
     rank = {policy: place for place, policy in enumerate(POLICIES)}
     drafting = [arm for arm in run.arms if arm.label != BASELINE]
     return sorted(drafting, key=lambda arm: (rank.get(arm.policy, len(rank)), arm.policy, arm.gamma or 0, arm.label))
-
-
-def panel_grid(count: int, height: float):
-    """`count` panels in rows of four with shared axes; returns the figure and the flat list of its panels."""
-    columns = min(count, PANELS_PER_ROW)
-    rows = -(-count // columns)
-    size = 1.9 + 2.2 * columns, height * rows + 0.5
-    figure, grid = new_figure(*size, rows, columns, sharex=True, sharey=True, squeeze=False)
-    for unused in grid.flat[count:]:
-        unused.remove()
-    return figure, list(grid.flat[:count])
 
 
 def results_of(run: StoredRun, task: str) -> pd.DataFrame:
@@ -127,56 +127,34 @@ def draw_speedup_bars(axis, arms, results: pd.DataFrame) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
-def label_arms(axes, arms, names: dict[str, str]) -> None:
-    """Arm names beside the first panel of each row, first arm on top, and a gap line between fixed and adaptive arms."""
-    axes[0].set_yticks(range(len(arms)), [names[arm.label] for arm in arms])
-    axes[0].set_ylim(len(arms) - 0.4, -0.6)
-    fixed = sum(arm.policy == "fixed" for arm in arms)
-    for axis in axes:
-        axis.tick_params(axis="y", length=0)
-        if 0 < fixed < len(arms):
-            axis.axhline(fixed - 0.5, color="#c4c8ce", linewidth=0.8, linestyle=(0, (4, 3)))
-
-
-def draw_speedup_by_start(run: StoredRun):
+def draw_speedup_by_start(run: StoredRun) -> Figure | None:
     """Speedup against the gamma that decoding started from; None unless some policy has two starts and a baseline exists."""
-    families = list(starts(run).values())
-    if not run.has_baseline or max(map(len, families), default=0) < 2:
+    found: dict[str, dict] = {}
+    for arm in sorted_arms(run):
+        if arm.gamma is not None:
+            # One arm per policy and gamma: ablations with equal starts stay out
+            found.setdefault(arm.policy, {}).setdefault(arm.gamma, arm)
+    if not run.has_baseline or max(map(len, found.values()), default=0) < 2:
         return None
     figure, axis = new_figure(6.4, 3.8)
-    gammas = sorted({arm.gamma for arms in families for arm in arms})
-    shift = 0.006 * (gammas[-1] - gammas[0])
-    for offset, arms in zip(np.linspace(-shift, shift, len(families)), families, strict=True):
-        draw_family(axis, results_of(run, OVERALL), arms, offset)
+    gammas = sorted({gamma for arms in found.values() for gamma in arms})
+    shift = 0.006 * (gammas[-1] - gammas[0])  # so that whiskers of one gamma stay apart
+    for offset, (policy, arms) in zip(np.linspace(-shift, shift, len(found)), found.items(), strict=True):
+        values, low, high = results_of(run, OVERALL).loc[[arm.label for arm in arms.values()]].to_numpy().T
+        # A percentile interval of few questions may lie beside the value; whiskers have no negative length
+        lengths = np.nan_to_num(np.maximum([values - low, high - values], 0))
+        look = {"color": style.colour(policy), "marker": style.MARKERS.get(policy, "D"), "markersize": 5}
+        look |= {"linewidth": 1.6, "elinewidth": 1, "capsize": 2, "label": policy_name(policy)}
+        axis.errorbar(np.array(list(arms)) + offset, values, yerr=lengths, **look)
     axis.set_xticks(gammas)
     axis.axhline(1, color=style.INK, linewidth=1)
     axis.set_xlabel("starting gamma (fixed: the gamma of every round)")
     axis.set_ylabel("speedup over autoregressive")
-    figure.legend(loc="outside upper left", ncols=len(families))
+    figure.legend(loc="outside upper left", ncols=len(found))
     return figure
 
 
-def starts(run: StoredRun) -> dict[str, list]:
-    """Arms with a gamma, by policy, in order of gamma; one arm per gamma (ablations with equal starts stay out)."""
-    found: dict[str, dict] = {}
-    for arm in sorted_arms(run):
-        if arm.gamma is not None:
-            found.setdefault(arm.policy, {}).setdefault(arm.gamma, arm)
-    return {policy: list(arms.values()) for policy, arms in found.items()}
-
-
-def draw_family(axis, results: pd.DataFrame, arms, offset: float) -> None:
-    """One line with whiskers for the arms of one policy, shifted along x so that whiskers stay apart."""
-    values, low, high = (results.loc[[arm.label for arm in arms], column].to_numpy() for column in results)
-    # A percentile interval of few questions may lie beside the value; whiskers have no negative length.
-    lengths = np.maximum([values - low, high - values], 0)
-    policy = arms[0].policy
-    look = {"color": style.colour(policy), "marker": style.MARKERS.get(policy, "D"), "markersize": 5}
-    look |= {"linewidth": 1.6, "elinewidth": 1, "capsize": 2, "label": policy_name(policy)}
-    axis.errorbar([arm.gamma + offset for arm in arms], values, yerr=np.nan_to_num(lengths), **look)
-
-
-def draw_gamma_over_rounds(run: StoredRun):
+def draw_gamma_over_rounds(run: StoredRun) -> Figure | None:
     """Gamma asked for, tokens drafted and tokens accepted in each round of one answer. None where no arm drafts."""
     arm = choose_arm(run)
     if arm.label == BASELINE:
@@ -206,9 +184,9 @@ def typical_answer(turns: list[TurnLog]) -> TurnLog:
     return ranked[len(ranked) // 2]
 
 
-def draw_accepted_lengths(run: StoredRun):
+def draw_accepted_lengths(run: StoredRun) -> Figure | None:
     """Share of rounds by number of accepted tokens, one row per arm. None where no arm drafts."""
-    arms = sorted_arms(run)
+    arms, names = sorted_arms(run), arm_names(run.arms)
     if not arms:
         return None
     table, columns = share_table([accepted_shares(run.rounds, arm.label) for arm in arms])
@@ -218,7 +196,6 @@ def draw_accepted_lengths(run: StoredRun):
     for row, column in zip(*np.nonzero(table >= 0.005), strict=True):
         ink = "white" if table[row, column] > 0.5 * table.max() else style.INK
         axis.text(column, row, f"{100 * table[row, column]:.0f}", ha="center", va="center", fontsize=7.5, color=ink)
-    names = arm_names(run.arms)
     axis.set_yticks(range(len(arms)), [names[arm.label] for arm in arms])
     axis.set_xticks(range(width), columns)
     axis.tick_params(length=0)
@@ -292,19 +269,15 @@ def draw_starts(starts: pd.DataFrame) -> Figure:
     axis.axhline(1, color=style.INK, linewidth=0.8)
     axis.set_xticks(STARTS)
     axis.set_xlim(0, max(STARTS) + 6)
-    label_ends(axis, starts[starts["start"] == max(STARTS)].set_index("policy")["over_autoregressive"])
+    # Each line's name stands at its right end; names that would lie on one another move apart
+    ends = starts[starts["start"] == max(STARTS)].set_index("policy")["over_autoregressive"].sort_values()
+    gap, below = LABEL_GAP * np.ptp(axis.get_ylim()), -np.inf
+    for policy, end in ends.items():
+        below = max(end, below + gap)
+        axis.text(max(STARTS) + 0.5, below, policy_name(policy), color=style.colour(policy), va="center", fontsize=8)
     axis.set_xlabel("starting gamma (fixed: the gamma)")
     axis.set_ylabel("speed over the target alone")
     return figure
-
-
-def label_ends(axis, ends: pd.Series) -> None:
-    """Name each line at its right end; names that would lie on one another move apart."""
-    gap = LABEL_GAP * np.ptp(axis.get_ylim())
-    below = -np.inf
-    for policy, end in ends.sort_values().items():
-        below = max(end, below + gap)
-        axis.text(max(STARTS) + 0.5, below, policy_name(policy), color=style.colour(policy), va="center", fontsize=8)
 
 
 def draw_sensitivity(sensitivity: pd.DataFrame) -> Figure:

@@ -62,32 +62,24 @@ def results_table(run) -> pd.DataFrame:
 def results_row(run, arm, task: str, part: pd.DataFrame) -> dict:
     rows, baseline = part[part["label"] == arm.label], part[part["policy"] == "ar"]
     row = {"task": task, "label": arm.label, "policy": arm.policy, "gamma": arm.gamma}
-    row["questions"] = len(rows[["task", "question_id"]].drop_duplicates())
-    # Without a baseline, or with random weights, no ratio of speeds may be formed
-    row |= speed_ratios(rows, baseline) if run.has_baseline else dict.fromkeys(RATIOS, float("nan"))
+    row |= {"questions": len(rows[["task", "question_id"]].drop_duplicates())} | dict.fromkeys(RATIOS, float("nan"))
+    if run.has_baseline:  # without one, or with random weights, no ratio of speeds may be formed
+        low, high = statistics.speedup_interval(rows, baseline)
+        row |= {"speedup": metrics.speedup(rows, baseline), "speedup_std": metrics.speedup_spread(rows, baseline)}
+        row |= {"speedup_low": low, "speedup_high": high, "speedup_total": metrics.speedup_total(rows, baseline)}
+        low, high = statistics.repetition_interval(statistics.speedup_per_repetition(rows, baseline))
+        row |= {"repetitions_low": low, "repetitions_high": high}
     return row | {metric.__name__: metric(rows) for metric in metrics.PER_ARM}
-
-
-def speed_ratios(rows: pd.DataFrame, baseline: pd.DataFrame) -> dict[str, float]:
-    """Everything that is a ratio to the autoregressive arm."""
-    values = [
-        metrics.speedup(rows, baseline),
-        metrics.speedup_spread(rows, baseline),
-        *statistics.speedup_interval(rows, baseline),
-        metrics.speedup_total(rows, baseline),
-        *statistics.repetition_interval(statistics.speedup_per_repetition(rows, baseline)),
-    ]
-    return dict(zip(RATIOS, values, strict=True))
 
 
 def timing_table(run) -> pd.DataFrame:
     """One row per arm: shares of wall time, and quantiles of the wall time of a turn in milliseconds."""
-    return pd.DataFrame([timing_row(label, turns) for label, turns in run.turns.groupby("label", sort=False)])
-
-
-def timing_row(label: str, turns: pd.DataFrame) -> dict:
-    shares = {f"{part}_share": share for part, share in metrics.time_split(turns).items()}
-    return {"label": label} | shares | {f"turn_ms_{name}": ms for name, ms in metrics.quantiles(turns["wall_ms"]).items()}
+    rows = []
+    for label, turns in run.turns.groupby("label", sort=False):
+        shares, quantiles = metrics.time_split(turns), metrics.quantiles(turns["wall_ms"])
+        row = {"label": label} | {f"{part}_share": share for part, share in shares.items()}
+        rows.append(row | {f"turn_ms_{name}": ms for name, ms in quantiles.items()})
+    return pd.DataFrame(rows)
 
 
 def position_table(run) -> pd.DataFrame:

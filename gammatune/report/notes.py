@@ -80,23 +80,17 @@ def gain_sentences(run: StoredRun) -> list[str]:
 def describe_run(run: StoredRun, replay: str = "") -> str:
     """Caption: pair, runtime, device, dtype, version and commit, number of questions, what ± means, and all notes."""
     runtime, provenance = run.facts["runtime"], run.arms[0].provenance
+    commit, plus, changes = (provenance.get("git") or "unknown").partition("+")
     facts = {
         "Pair": run.facts["pair"],
         "runtime": runtime.get("name", "unknown"),
         "device": provenance.get("device", "unknown"),
         "dtype": runtime.get("dtype", "unknown"),
-        "gammatune": f"{provenance.get('gammatune', 'unknown')} (commit {short(provenance.get('git'))})",
+        "gammatune": f"{provenance.get('gammatune', 'unknown')} (commit {commit[:10]}{plus}{changes})",
         "questions": run.questions[["task", "question_id"]].drop_duplicates().shape[0],
         "repetitions": run.questions["repetition"].nunique(),
     }
     return " ".join(["; ".join(f"{key} {fact}" for key, fact in facts.items()) + ".", SPEED_NOTE, *list_notes(run, replay)])
-
-
-def short(commit: str | None) -> str:
-    """The first ten digits of a commit, and whether the tree had changes."""
-    if not commit:
-        return "unknown"
-    return commit[:10] + ("+changes" if commit.endswith("+changes") else "")
 
 
 def describe_study(study: Study) -> str:
@@ -119,51 +113,33 @@ def describe_bounds(source: dict) -> str:
 
 def stability_warnings(run: StoredRun) -> list[str]:
     """One sentence per reason to distrust the timings of this run; empty where it was steady."""
-    found = [warn_of_repetitions(label, rows) for label, rows in run.questions.groupby("label", sort=False)]
-    found.append(warn_of_drift(run.turns[run.turns["label"] == BASELINE]))
-    found.extend([warn_of_load(run), warn_of_throttling(run.machine)])
-    return [sentence for sentence in found if sentence]
-
-
-def warn_of_repetitions(label: str, questions: pd.DataFrame) -> str:
-    speeds = questions.groupby("repetition").apply(metrics.tokens_per_second, include_groups=False)
-    spread = relative_spread(speeds)
-    if spread <= UNSTABLE:
-        return ""
-    return f"{label}: tokens/s differed by {spread:.0%} between repetitions; repeat the run on a quiet machine."
-
-
-def warn_of_drift(turns: pd.DataFrame) -> str:
-    """Decoding speed of the baseline without prefill, first against second half of each task, whose prompts are alike."""
-    changes = [drift(rows) for _, rows in turns.groupby("task") if len(rows) >= 4]
+    found = []
+    for label, rows in run.questions.groupby("label", sort=False):
+        apart = relative_spread(rows.groupby("repetition").apply(metrics.tokens_per_second, include_groups=False))
+        if apart > UNSTABLE:
+            found.append(
+                f"{label}: tokens/s differed by {apart:.0%} between repetitions; repeat the run on a quiet machine."
+            )
+    baseline = run.turns[run.turns["label"] == BASELINE]
+    changes = [measure_drift(rows) for _, rows in baseline.groupby("task") if len(rows) >= 4]
     change = float(np.mean(changes)) if changes else 0.0
-    if abs(change) <= UNSTABLE:
-        return ""
-    way = "faster" if change > 0 else "slower"
-    return f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the tasks."
+    if abs(change) > UNSTABLE:
+        way = "faster" if change > 0 else "slower"
+        found.append(f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the tasks.")
+    cores, load = run.arms[0].provenance.get("cores"), run.machine["load"].median()
+    # More than one process above the cores that the run may fill; without samples the median is NaN
+    if isinstance(cores, int) and load > cores + 1:
+        shared = f"median load {load:.1f} on {cores} cores"
+        found.append(f"The machine was shared while the run worked ({shared}): timings may be too slow.")
+    if "sm_mhz" in run.machine:
+        slow = float((run.machine["sm_mhz"] < THROTTLED * run.machine["sm_max_mhz"]).mean())
+        if slow > UNSTABLE:
+            found.append(f"The GPU ran under {THROTTLED:.0%} of its clock in {slow:.0%} of the samples.")
+    return found
 
 
-def drift(turns: pd.DataFrame) -> float:
-    """(second half - first half) / mean, of tokens per decoding time."""
+def measure_drift(turns: pd.DataFrame) -> float:
+    """(second half - first half) / mean, of tokens per decoding time without prefill; prompts of one task are alike."""
     halves = turns.iloc[: len(turns) // 2], turns.iloc[len(turns) // 2 :]
     first, second = (half["tokens"].sum() / (half["wall_ms"] - half["prefill_ms"]).sum() for half in halves)
     return (second - first) / np.mean([first, second])
-
-
-def warn_of_load(run: StoredRun) -> str:
-    """Median load while the run worked, more than one process above the cores that it may fill."""
-    cores = run.arms[0].provenance.get("cores")
-    if not isinstance(cores, int) or run.machine.empty:
-        return ""
-    load = run.machine["load"].median()
-    if load <= cores + 1:
-        return ""
-    return f"The machine was shared while the run worked (median load {load:.1f} on {cores} cores): timings may be too slow."
-
-
-def warn_of_throttling(machine: pd.DataFrame) -> str:
-    """Share of samples in which the GPU ran under three quarters of its highest clock."""
-    if "sm_mhz" not in machine or machine.empty:
-        return ""
-    slow = float((machine["sm_mhz"] < THROTTLED * machine["sm_max_mhz"]).mean())
-    return f"The GPU ran under {THROTTLED:.0%} of its clock in {slow:.0%} of the samples." if slow > UNSTABLE else ""

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from gammatune.report import frames, metrics
+from gammatune.report import frames
 from gammatune.report.names import arm_names, policy_name, task_name
 from gammatune.report.tables import Table
 from gammatune.runs.store import StoredRun
@@ -62,17 +62,17 @@ def details_view(results: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
             "mean accepted tokens": results["mean_accepted_tokens"].map(number),
             "acceptance rate (pooled)": results["acceptance_rate"].map(number),
             "acceptance rate (mean over questions)": results["acceptance_rate_per_question"].map(number),
-            "tokens/s": results["tokens_per_second"].map(speed),
-            "wasted drafts": results["wasted_draft_fraction"].map(percent),
+            "tokens/s": [number(speed, ".1f") for speed in results["tokens_per_second"]],
+            "wasted drafts": [number(share, ".0%") for share in results["wasted_draft_fraction"]],
             "questions": results["questions"],
         }
     )
 
 
 def timing_view(timing: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
-    shares = {f"{part} share": timing[f"{part}_share"].map(percent) for part in metrics.TIME_PARTS}
-    times = {plain(column): timing[column].map(speed) for column in timing if column.startswith("turn_ms_")}
-    return pd.DataFrame({"policy": timing["label"].map(names)} | shares | times)
+    forms = {column: ".0%" if column.endswith("_share") else ".1f" for column in timing.columns[1:]}
+    found = {plain(column): [number(value, form) for value in timing[column]] for column, form in forms.items()}
+    return pd.DataFrame({"policy": timing["label"].map(names)} | found)
 
 
 def headline_view(headline: pd.DataFrame) -> pd.DataFrame:
@@ -143,16 +143,8 @@ def plain(name) -> str:
     return str(name).replace("_", " ")
 
 
-def number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def speed(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.1f}"
-
-
-def percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.0%}"
+def number(value: float, form: str = ".2f") -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def plus_minus(mean: float, std: float) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
@@ -119,26 +118,19 @@ def read_bounds(folder: Path) -> Bounds:
     try:
         source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
         frames = {name: pd.read_csv(folder / f"{name}.csv") for name in KEYS}
-    except (OSError, ValueError) as error:
+        for name, frame in frames.items():
+            check_frame(frame, name)
+        for fact, kind in FACTS.items():
+            if not isinstance(source, dict) or not isinstance(source.get(fact), kind):
+                raise ValueError(f"source.json has no usable {fact}")
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} has no readable bounds ({error}): {REMAKE}.") from error
-    damages = [find_damage(frame, KEYS[name], f"{name}.csv") for name, frame in frames.items()]
-    if damage := next(filter(None, damages), None) or find_missing_fact(source):
-        raise UserError(f"{folder} is damaged ({damage}): {REMAKE}.")
     return Bounds(**frames, source=source)
 
 
-def find_damage(frame: pd.DataFrame, keys: list[str], file: str) -> str | None:
-    """What keeps a frame from being shown, in words: every combination of its keys must have one row of numbers."""
-    if list(frame.columns) != [*keys, *ENDS]:
-        return f"{file} has other columns"
-    if frame.empty or frame.duplicated(keys).any() or len(frame) != frame[keys].nunique().prod():
-        return f"{file} has rows too many or too few"
-    if frame.isna().any(axis=None) or not all(is_numeric_dtype(frame[name]) for name in ("ratio", *ENDS)):
-        return f"{file} has cells that are no numbers"
-    return None
-
-
-def find_missing_fact(source) -> str | None:
-    known = source if isinstance(source, dict) else {}
-    missing = [name for name, kind in FACTS.items() if not isinstance(known.get(name), kind)]
-    return f"source.json has no usable {missing[0]}" if missing else None
+def check_frame(frame: pd.DataFrame, name: str) -> None:
+    """Raises ValueError or KeyError where a frame cannot be shown: each combination of its keys must have one row."""
+    keys, numbers = frame[KEYS[name]], frame[list(ENDS)].astype(float)
+    whole = len(frame) == keys.nunique().prod() > 0 and not keys.duplicated().any()
+    if not whole or numbers.isna().any(axis=None):
+        raise ValueError(f"{name}.csv lacks rows or numbers, or has some twice")

@@ -207,7 +207,7 @@ WRONG = {
         "new_tokens": [3, 1],
         "accept_lengths": [2, 1, 1, 1],
     },
-    "Line 2 of .* answers question 322 twice": {"question_id": 322},
+    "answers question 322 twice": {"question_id": 322},
     "is a sampled answer .vicuna-temp-1.0.": {"model_id": "vicuna-temp-1.0"},
     "none of Spec-Bench's": {"question_id": 7, "category": None},
     "Turn 2 of question 321 in .* has 95 tokens, more than 90": {

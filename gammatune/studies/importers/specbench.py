@@ -9,7 +9,9 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field, fields
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -35,20 +37,8 @@ LAST_ID = 560
 
 @strict
 @dataclass
-class Line:
-    """One answered question of a log, types checked. A default of None stands for a missing field and is refused as well."""
-
-    question_id: int = None
-    #: None where Spec-Bench does not write it; the id tells it then
-    category: str | None = None
-    #: ends in temp- and the temperature
-    model_id: str = ""
-
-
-@strict
-@dataclass
 class Choice:
-    """choices[0] of a line, types checked."""
+    """choices[0] of a line, types checked. A default of None stands for a missing field and is refused as well."""
 
     #: answers, one per turn
     turns: list[str] = None
@@ -66,6 +56,20 @@ class Choice:
             raise ValueError("decoding_steps, new_tokens and accept_lengths must be 1 or more")
 
 
+@strict
+@dataclass
+class Line:
+    """One answered question of a log, types checked likewise."""
+
+    question_id: int = None
+    #: None where Spec-Bench does not write it; the id tells it then
+    category: str | None = None
+    #: ends in temp- and the temperature
+    model_id: str = ""
+    #: the only one of `choices` that is read
+    choice: Choice | None = None
+
+
 @dataclass
 class LoggedTurn:
     """One turn of a log."""
@@ -76,21 +80,11 @@ class LoggedTurn:
     turn: int
     #: emitted tokens per round; their sum is the answer's length
     lengths: list[int]
+    #: whether generation broke off; nothing else counts then
+    failed: bool
 
     def __str__(self) -> str:
         return f"turn {self.turn + 1} of question {self.question_id}"
-
-
-@dataclass
-class AnswerFile:
-    """What import needs of a log."""
-
-    path: Path
-    sha256: str
-    model_id: str = ""
-    turns: list[LoggedTurn] = field(default_factory=list)
-    #: turns whose generation broke off, in words; they are not in `turns`
-    failed: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -116,44 +110,41 @@ def import_answers(path: Path, schedule: Schedule) -> AcceptanceTable:
     ended the sequence itself, which transformers does not count as accepted. Prompt lengths are not in the file: 0.
     Raises UserError for a file that cannot be read, is none of this format, or contradicts the schedule.
     """
-    answers = read_answers(path)
-    table = AcceptanceTable([read_turn(logged, schedule, path) for logged in answers.turns])
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The answer file {path} cannot be read ({error.strerror}): check the path.") from error
+    lines = [read_line(text, f"Line {n} of {path}") for n, text in enumerate(content.splitlines(), 1) if text.strip()]
+    if not lines:
+        raise UserError(f"The answer file {path} is empty: {FROM_SPECBENCH}.")
+    question, times = Counter(line.question_id for line in lines).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path} answers question {question} twice: keep one of the two lines.")
+    logged = [turn for line in lines for turn in split_turns(line, path)]
+    whole = [turn for turn in logged if not turn.failed]
+    if all(length == 1 for turn in whole for length in turn.lengths):
+        raise UserError(f"No round of {path} accepted a draft token: give the file of a run with a draft model.")
+    table = AcceptanceTable([make_turn(turn, schedule, path) for turn in whole])
     table.facts = {
         "source": path.name,
-        "sha256": answers.sha256,
-        "model_id": answers.model_id,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model_id": lines[0].model_id,
         "schedule": str(schedule),
         "settings": asdict(schedule.policy),
         "max_new_tokens": schedule.max_new_tokens,
-        "rounds": sum(len(logged.lengths) for logged in answers.turns),
-        "failed": answers.failed,
+        "rounds": sum(len(turn.lengths) for turn in whole),
+        "failed": [str(turn) for turn in logged if turn.failed],
         "estimated match rate": estimate_match_rate(table),
     }
     return table
 
 
-def read_answers(path: Path) -> AnswerFile:
-    """Raises UserError, naming the line, for a file that is missing, empty or no log of drafted answers."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The answer file {path} cannot be read ({error.strerror}): check the path.") from error
-    answers, seen = AnswerFile(path, hashlib.sha256(content).hexdigest()), set()
-    for number, text in enumerate(content.splitlines(), 1):
-        if text.strip():
-            add_question(text, f"Line {number} of {path}", answers, seen)
-    if not seen:
-        raise UserError(f"The answer file {path} is empty: {FROM_SPECBENCH}.")
-    if all(length == 1 for logged in answers.turns for length in logged.lengths):
-        raise UserError(f"No round of {path} accepted a draft token: give the file of a run with a draft model.")
-    return answers
-
-
-def add_question(text: bytes, where: str, answers: AnswerFile, seen: set[int]) -> None:
-    """Read one line into `answers` and its question id into `seen`. Raises UserError."""
+def read_line(text: bytes, where: str) -> Line:
+    """One JSON object with what import needs of it. Raises UserError where a field is missing or of another type."""
     try:
         stored = json.loads(text)
-        line, choice = take_fields(Line, stored), take_fields(Choice, stored["choices"][0])
+        line = take_fields(Line, stored)
+        line.choice = take_fields(Choice, stored["choices"][0])
     except ValueError as error:
         raise UserError(f"{where} is not JSON: {FROM_SPECBENCH}.") from error
     except StrictDataclassError as error:
@@ -166,11 +157,7 @@ def add_question(text: bytes, where: str, answers: AnswerFile, seen: set[int]) -
         raise UserError(f"{where} has no category, and its question_id is none of Spec-Bench's: write the category into it.")
     if SAMPLED.search(line.model_id):
         raise UserError(f"{where} is a sampled answer ({line.model_id}): give the file of a run at temperature 0.")
-    if line.question_id in seen:
-        raise UserError(f"{where} answers question {line.question_id} twice: keep one of the two lines.")
-    seen.add(line.question_id)
-    answers.model_id = answers.model_id or line.model_id
-    split_turns(line, choice, answers)
+    return line
 
 
 def take_fields(kind: type, stored: dict):
@@ -186,27 +173,24 @@ def category_of(question_id: int) -> str | None:
     return (MT_BENCH_CATEGORIES + TASKS[1:])[bisect_right(FIRST_IDS, question_id) - 1]
 
 
-def split_turns(line: Line, choice: Choice, answers: AnswerFile) -> None:
+def split_turns(line: Line, path: Path) -> list[LoggedTurn]:
     """Cut accept_lengths at the turns. Raises UserError where the rounds of a turn do not emit its tokens."""
-    place = 0
-    each_turn = zip(choice.turns, choice.decoding_steps, choice.new_tokens, strict=True)
-    for turn, (text, rounds, wanted) in enumerate(each_turn):
-        logged = LoggedTurn(line.question_id, line.category, turn, choice.accept_lengths[place : place + rounds])
-        place += rounds
-        if text == FAILED:
-            answers.failed.append(str(logged))
-            continue
-        if len(logged.lengths) < rounds or sum(logged.lengths) != wanted:
-            raise UserError(
-                f"{str(logged).capitalize()} in {answers.path} does not add up ({wanted} new tokens, but its {rounds} "
-                f"rounds emit {sum(logged.lengths)}): {ONLY_CHAINS}."
-            )
-        answers.turns.append(logged)
-    if place != len(choice.accept_lengths):
+    choice, lengths, found = line.choice, iter(line.choice.accept_lengths), []
+    if sum(choice.decoding_steps) != len(choice.accept_lengths):
         raise UserError(
-            f"Question {line.question_id} in {answers.path} has {len(choice.accept_lengths)} accept_lengths for {place} "
-            f"decoding_steps: {ONLY_CHAINS}."
+            f"Question {line.question_id} in {path} has {len(choice.accept_lengths)} accept_lengths for "
+            f"{sum(choice.decoding_steps)} decoding_steps: {ONLY_CHAINS}."
         )
+    for turn, rounds in enumerate(choice.decoding_steps):
+        failed, wanted = choice.turns[turn] == FAILED, choice.new_tokens[turn]
+        logged = LoggedTurn(line.question_id, line.category, turn, list(islice(lengths, rounds)), failed)
+        if not failed and sum(logged.lengths) != wanted:
+            raise UserError(
+                f"{str(logged).capitalize()} in {path} does not add up ({wanted} new tokens, but its {rounds} rounds emit "
+                f"{sum(logged.lengths)}): {ONLY_CHAINS}."
+            )
+        found.append(logged)
+    return found
 
 
 def schedule_names() -> list[str]:
@@ -234,7 +218,7 @@ def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MA
     return Schedule(name, POLICIES[name](**({} if gamma is None else {"gamma": gamma})), max_new_tokens)
 
 
-def read_turn(logged: LoggedTurn, schedule: Schedule, path: Path) -> AcceptanceTurn:
+def make_turn(logged: LoggedTurn, schedule: Schedule, path: Path) -> AcceptanceTurn:
     match = rebuild_matches(logged, schedule, path)
     none = np.zeros(0, np.int8)
     return AcceptanceTurn(
