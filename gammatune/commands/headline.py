@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import asdict
 
 import pandas as pd
 
@@ -31,7 +30,7 @@ def print_headline(options: argparse.Namespace) -> int:
     curve, policies = find_prices(options, path), choose_policies(options.settings, table)
     if table.complete:
         speeds = replay_all(build_bench(table, curve), policies)
-        numbers, text = {name: asdict(speeds.numbers(name)) for name in speeds.by_policy}, headline_text
+        numbers, text = {name: speeds.numbers(name) for name in speeds.by_policy}, headline_text
     else:
         speeds, text = bounded_speeds(table, curve, policies), bounds_text
         numbers = bounded_numbers(speeds)

@@ -1,7 +1,6 @@
 """The headline's ratios on speeds made by hand, their intervals, and their bounds where matches are unknown."""
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from gammatune.studies.headline import (
     FILLS,
     METRICS,
     STARTS,
-    Numbers,
     Speeds,
     headline_frame,
     replay_all,
@@ -53,18 +51,18 @@ def speeds():
 
 
 def test_each_ratio_by_hand(speeds):
-    assert speeds.numbers("adaptive") == Numbers(
-        over_mean_fixed=pytest.approx(21 / 17.5),
-        over_best_fixed=pytest.approx(21 / 28),
-        over_tuned_fixed=pytest.approx(21 / 28),
-        over_oracle=pytest.approx(21 / 40),
-        over_autoregressive=pytest.approx(21 / 10),
-        spread_over_starts=pytest.approx((24 - 18) / 21),
-    )
+    assert speeds.numbers("adaptive") == {
+        "over_mean_fixed": pytest.approx(21 / 17.5),
+        "over_best_fixed": pytest.approx(21 / 28),
+        "over_tuned_fixed": pytest.approx(21 / 28),
+        "over_oracle": pytest.approx(21 / 40),
+        "over_autoregressive": pytest.approx(21 / 10),
+        "spread_over_starts": pytest.approx((24 - 18) / 21),
+    }
 
 
 def test_the_metrics_are_these_and_in_this_order():
-    assert list(METRICS) == [f.name for f in fields(Numbers)] == KEYS
+    assert list(METRICS) == KEYS
     assert STARTS == (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 
 
