@@ -1,8 +1,8 @@
-"""Do priced replays agree with the clock? python benchmarks/modelled_speed.py [--run RUN_DIR] [--cost FILE] [KEY=VALUE ...]
+"""Do priced replays agree with the clock? python benchmarks/modelled_speed.py [--run RUN_DIR] [--prices FILE] [KEY=VALUE]
 
 Every arm of a finished greedy run is replayed from the run's own acceptance table and priced; its modelled tokens per second
 stand beside the measured ones, both as sums over all questions. Without --run, a run of the demo questions with all policies
-is made first; without --cost, prices are measured. KEY=VALUE settings go to both. The machine must be quiet. A policy's own
+is made first; without --prices, they are measured. KEY=VALUE settings go to both. The machine must be quiet. A policy's own
 time is no part of a price: its share of the measured time has a column. The last line is one JSON object.
 """
 
@@ -108,7 +108,7 @@ def add_speedups(arms: pd.DataFrame) -> pd.DataFrame:
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--cost", type=Path, metavar="FILE")
+    parser.add_argument("--prices", type=Path, metavar="FILE")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args(words)
     try:
@@ -119,7 +119,7 @@ def main(words: list[str]) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    curve = read_cost(options.cost) if options.cost else None
+    curve = read_cost(options.prices) if options.prices else None
     run = read_run(options.run or make_run(options.settings))
     table = read_table(run.path / "acceptance.parquet")
     curve = curve or measure_prices(options.settings)
@@ -127,7 +127,7 @@ def report(options: argparse.Namespace) -> None:
     arms = add_speedups(pd.DataFrame([compare(arm, table, curve) for arm in run.arms]))
     print(arms.round(3).to_markdown(index=False))
     records = json.loads(arms.round(4).to_json(orient="records"))
-    print(json.dumps({"run_dir": str(run.path), "cost": str(options.cost) if options.cost else None, "arms": records}))
+    print(json.dumps({"run_dir": str(run.path), "prices": str(options.prices) if options.prices else None, "arms": records}))
 
 
 if __name__ == "__main__":

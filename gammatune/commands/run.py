@@ -73,20 +73,26 @@ def run_job(composed: DictConfig) -> None:
 
 def report(path: Path) -> None:
     """Table, files, last line. Raises UserError when an arm failed, since a run is only good when every arm is."""
-    from gammatune.report import figures, tables
+    from gammatune.commands.report import write_run
+    from gammatune.report import notes
+    from gammatune.report.limits import explain_limits
+    from gammatune.report.results import results_table
     from gammatune.runs.store import read_run
+    from gammatune.studies.replay_check import replay_sentence
 
     try:
         run = read_run(path)
     except UserError:
         print_last_line(path, "failed", [])
         raise
-    print(tables.summary_table(run))
-    written = tables.write_tables(run, path / "report" / "tables") + figures.draw_all(run, path / "report" / "figures")
+    print(notes.summary_table(run, replay_sentence(run)))
+    if limits := explain_limits(run, results_table(run)):
+        print(f"\n{limits}")
+    written = write_run(run, path / "report" / "tables", path / "report" / "figures")
     print("\n".join(["", *(str(file) for file in written if file.suffix in (".md", ".png"))]))
-    print(f"\nNext, an answer coloured by accepted, corrected and bonus tokens: python -m gammatune show {path}\n")
+    print(f"\nNext, an answer coloured by accepted, corrected and bonus tokens: gammatune show {path}\n")
     failed = [describe_failure(*arm) for arm in run.left_out]
-    print_last_line(path, "failed" if failed else "ok", tables.arm_summaries(run) + failed)
+    print_last_line(path, "failed" if failed else "ok", notes.arm_summaries(run) + failed)
     if run.left_out:
         raise UserError(
             f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "

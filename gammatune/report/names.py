@@ -1,6 +1,5 @@
-"""How arms and tasks are called in tables and figures, and in which order tasks stand."""
+"""How arms and tasks are called in tables and figures."""
 
-from gammatune.config import TASKS
 from gammatune.policies import POLICIES
 
 TASK_NAMES = {
@@ -11,13 +10,6 @@ TASK_NAMES = {
     "math_reasoning": "Math",
     "rag": "RAG",
 }
-OVERALL = "overall"
-
-
-def order_tasks(tasks) -> list[str]:
-    """Spec-Bench's order, tasks of other question sets after them."""
-    present = set(tasks)
-    return [task for task in TASKS if task in present] + sorted(present - set(TASKS))
 
 
 def policy_name(policy: str) -> str:

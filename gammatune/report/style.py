@@ -54,10 +54,13 @@ def marker(policy: str) -> str:
     return option.marker if option and option.marker else MARKER
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write name.png and name.svg without dates; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(files[0])
-    figure.savefig(files[1], metadata={"Date": None})
+def save(figures: dict[str, Figure | None], folder: Path) -> list[Path]:
+    """Write NAME.png and NAME.svg without dates, of every figure that there is; returns the paths."""
+    files = []
+    for name, figure in figures.items():
+        if figure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / f"{name}.png")
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            files += [folder / f"{name}.png", folder / f"{name}.svg"]
     return files

@@ -1,4 +1,4 @@
-"""Tidy frames from turn logs: one row per turn, per question, per round. Times in ms, speeds in tokens per second."""
+"""Stored runs as tidy frames: a row per turn, question or round. Times in ms, speeds in tokens per second."""
 
 import pandas as pd
 

@@ -53,7 +53,7 @@ def measure_pair(job: Job, key: tuple[str, str], path: Path) -> None:
         return
     plan = ["--contexts", "16,32", "--gamma-max", "3", "--repeats", "3"] if job.options.dry_run else full_plan(job)
     product = f"{pair}-{runtime}"
-    ended = job.run(product, ["-m", "gammatune", "cost", *settings, *plan, "--out", path], allowed=(0, 1, 2))
+    ended = job.run(product, ["-m", "gammatune", "prices", *settings, *plan, "--out", path], allowed=(0, 1, 2))
     if ended.code:
         if not any(words in ended.complaint for words in NOT_FITTING):
             job.refuse(product, ended)

@@ -1,9 +1,7 @@
-"""The verbs that record, and those that replay, as a user calls them."""
+"""The commands that record, and those that replay, as a user calls them."""
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,6 @@ from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json, f
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable, read_table, write_table
 from gammatune.studies.headline import METRICS, replay_all
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def imported(tmp_path_factory):
     return path
 
 
-def test_headline_prints_what_the_report_module_says(folder, call):
+def test_headline_prints_the_numbers_of_the_study(folder, call):
     code, out, err = call("headline", folder, "--cost-ratio", 9, "--json")
     assert code == 0, err
     found = json.loads(out)
@@ -65,12 +61,12 @@ def test_headline_prints_what_the_report_module_says(folder, call):
 def test_headline_as_text_has_both_tables_and_the_claims(folder, call):
     code, out, err = call("headline", folder / "acceptance.parquet", "--cost-ratio", 9, "policy=[gammatune,gammatune_plus]")
     assert code == 0, err
-    assert "The paper claims: GammaTune 1.15 ± 0.05; GammaTune+ 1.16 ± 0.03." in out
+    assert "paper's claim" in out and "1.15 ± 0.05" in out and "1.16 ± 0.03" in out
     assert all(word in out for word in ("RAG", "QA", "overall", "over tuned fixed", "Best fixed gamma in hindsight: "))
     assert out.count("GammaTune+ ") >= 2 and "SVIP" not in out
 
 
-def test_settings_reach_the_policy_wherever_they_stand(folder, call):
+def test_settings_reach_the_policy_wherever_they_are_written(folder, call):
     words = ["headline", folder, "policy=[gammatune]", "--json", "--cost-ratio", 9, "policy.gammatune.eta=1.0"]
     changed, plain = (json.loads(call(*each)[1]) for each in (words, words[:-1]))
     assert changed["fixed"] == plain["fixed"] and changed["gammatune"] != plain["gammatune"]
@@ -80,10 +76,10 @@ def test_measured_prices_beside_the_table_are_found(call, tmp_path):
     write_table(draw_table(11, questions=10), tmp_path / "acceptance.parquet")
     steps = Drafting(Price(1.0)), Drafting(Price(2.0))
     curve = CostCurve(*steps, [Price(9.0)], facts={"pair": "made"})
-    (tmp_path / "cost.json").write_text(json.dumps(curve_to_json(curve)))
+    (tmp_path / "prices.json").write_text(json.dumps(curve_to_json(curve)))
     words = ["policy=[gammatune,svip]", "--json"]
     measured = json.loads(call("headline", tmp_path, *words)[1])
-    assert measured == json.loads(call("headline", tmp_path, "--cost", tmp_path / "cost.json", *words)[1])
+    assert measured == json.loads(call("headline", tmp_path, "--prices", tmp_path / "prices.json", *words)[1])
     assumed = json.loads(call("headline", tmp_path, "--cost-ratio", 9, *words)[1])
     assert measured["gammatune"] == assumed["gammatune"]
     assert measured["svip"]["over_mean_fixed"] < assumed["svip"]["over_mean_fixed"]
@@ -95,7 +91,7 @@ def test_headline_of_an_imported_log_gives_bounds(imported, call):
     found = json.loads(out)
     assert {"gammatune", "oracle", "hf_heuristic"} <= set(found) and not {"svip", "gammatune_plus"} & set(found)
     assert all(list(n) == list(METRICS) and list(n["over_oracle"]) == ["lower", "mean", "upper"] for n in found.values())
-    text = call("headline", imported, "--cost-ratio", 12)[1]
+    text = call("headline", imported, "--cost-ratio", 12, "policy=[gammatune]")[1]
     assert text.startswith("Each cell: every unknown position a mismatch / at the estimated rate / a match.")
 
 
@@ -114,8 +110,8 @@ def test_sweep_prints_the_winner_and_writes_every_point(folder, call, tmp_path):
 WRONG = {
     "no table": (["headline", "none.parquet", "--cost-ratio", 9], "There is no acceptance table at none.parquet: make one"),
     "a folder without one": (["headline", ".", "--cost-ratio", 9], "There is no acceptance table at acceptance.parquet"),
-    "no prices": (["headline", "TABLE"], "No prices: give --cost FILE"),
-    "no cost file": (["headline", "TABLE", "--cost", "none.json"], "The cost file none.json cannot be read"),
+    "no prices": (["headline", "TABLE"], "No prices: give --prices FILE"),
+    "no price file": (["headline", "TABLE", "--prices", "none.json"], "The cost file none.json cannot be read"),
     "an impossible ratio": (["sweep", "TABLE", "--cost-ratio", 0, "policy.fixed.gamma=1"], "above 0"),
     "an unknown policy": (["headline", "TABLE", "--cost-ratio", 9, "policy=gamatune"], "policy=gamatune is not known"),
     "an unknown field": (
@@ -134,7 +130,7 @@ WRONG = {
     ),
     "recording a sample": (["record", "model_pair=tiny-random", "decode=sample"], "exists for greedy decoding only"),
     "recording with a typo": (["record", "modelpair=tiny-random"], "modelpair"),
-    "recording nothing behind a wrong token": (
+    "recording nothing after a wrong token": (
         ["record", "model_pair=tiny-random", "--gamma-max", 0],
         "--gamma-max 0 must lie between 1 and 120",
     ),
@@ -145,14 +141,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_input_is_one_sentence_and_code_2(kind, folder, imported, call, tmp_path, monkeypatch):
+def test_wrong_input_is_one_sentence_and_code_2(folder, imported, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words, sentence = WRONG[kind]
-    code, out, error = call(*({"TABLE": folder, "LOG": imported}.get(word, word) for word in words))
-    assert (code, out) == (2, "")
-    assert sentence in error
-    assert error.count("\n") == 1 and error.endswith(".\n")
+    for kind, (words, sentence) in WRONG.items():
+        code, out, error = call(*({"TABLE": folder, "LOG": imported}.get(word, word) for word in words))
+        assert (code, out) == (2, "") and sentence in error, kind
+        assert error.count("\n") == 1 and error.endswith(".\n"), kind
 
 
 def test_record_makes_a_table_that_headline_and_sweep_read(small, call, tmp_path):
@@ -181,12 +175,3 @@ def test_record_with_known_answers_of_a_run(small, make_config, call, tmp_path):
     plain, confirmed, own = (read_table(path) for path in (*paths, runner.folder.path / "acceptance.parquet"))
     assert contents(plain) == contents(confirmed) == contents(own)
     assert plain.facts == confirmed.facts == own.facts
-
-
-def test_as_a_command(folder, tmp_path):
-    words = ["headline", str(folder), "--cost-ratio", "9", "policy=[gammatune]", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gammatune", *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
-    )
-    assert set(json.loads(done.stdout)) == {"ar", "fixed", "oracle", "gammatune"}
-    assert done.stderr == ""

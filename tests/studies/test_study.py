@@ -1,45 +1,30 @@
-"""The tables of a study against sums made by hand from single rounds, and the verb that writes them all."""
+"""The numbers of a study against sums made by hand from single rounds, and what cannot be studied."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from report.stored_study import draw_study_table, import_log, store_bounded_log, store_study
-from test_cli import BLOCK
+from report.stored_study import draw_study_table, made_folder, made_log, made_study, store_study
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
-from gammatune.report import paper_figures
-from gammatune.report.names import OVERALL, policy_name
-from gammatune.studies import paper
-from gammatune.studies.headline import CLAIMS, STARTS
-
-ROOT = Path(__file__).parents[2]
-TABLES = ("headline", "headline_by_task", "ranking", "starts", "sensitivity")
-FIGURES = ("headline", "ranking", "starts", "sensitivity", "prices")
-CALL = f"{BLOCK}\nfrom gammatune.cli import main\nsys.exit(main(sys.argv[1:]))"
+from gammatune.report import notes, views
+from gammatune.report.tables import write_tables
+from gammatune.studies.headline import CLAIMS, OVERALL, STARTS
+from gammatune.studies.study import PRICES_FILE, TABLE_FILE, read_study
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return store_study(tmp_path_factory.mktemp("reference") / "made")
+def study():
+    return made_study()
 
 
 @pytest.fixture(scope="module")
-def study(folder):
-    return paper.read_study(folder)
-
-
-@pytest.fixture(scope="module")
-def table(folder):
-    return read_table(folder / paper.TABLE_FILE)
+def table():
+    return read_table(made_folder() / TABLE_FILE)
 
 
 def milliseconds(rounds, prompt_tokens: int, watched: bool) -> float:
@@ -70,7 +55,7 @@ def mean_over_starts(table: AcceptanceTable, name: str, task: str | None = None)
 
 
 def read_csv(study, name: str, tmp_path) -> pd.DataFrame:
-    paper.write_study(study, tmp_path)
+    write_tables(tmp_path, views.study_tables(study), "caption")
     return pd.read_csv(tmp_path / f"{name}.csv")
 
 
@@ -152,11 +137,11 @@ def test_sensitivity_by_hand(study, table, tmp_path):
 def test_facts_are_those_of_the_table(study, table):
     assert (study.facts["questions"], study.facts["turns"], study.facts["tokens"]) == (24, 30, table.tokens)
     assert study.facts["agreement"] == pytest.approx(sum(int(turn.match.sum()) for turn in table.turns) / table.tokens)
-    assert "Pair made, 24 questions" in paper.describe(study) and "Test CPU" in paper.describe(study)
+    assert "Pair made, 24 questions" in notes.describe_study(study) and "Test CPU" in notes.describe_study(study)
 
 
 def test_claims_stand_beside_the_two_policies_that_the_paper_claims_them_for(study):
-    view = paper.headline_view(study).set_index("policy")["paper's claim"]
+    view = views.headline_view(study.headline).set_index("policy")["paper's claim"]
     assert view[view != ""].to_dict() == {"GammaTune": "1.15 ± 0.05", "GammaTune+": "1.16 ± 0.03"}
 
 
@@ -165,17 +150,17 @@ def test_views_show_the_numbers_with_their_intervals(study):
     value, low, high = overall.loc[("gammatune", "over_mean_fixed"), ["value", "low", "high"]]
     assert low < value < high
     text = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    assert paper.headline_view(study).set_index("policy").loc["GammaTune", "over mean fixed"] == text
-    assert paper.by_task_view(study).set_index("policy").loc["GammaTune", OVERALL] == text
-    assert paper.starts_view(study.starts)["start"].tolist() == list(STARTS)
-    assert (paper.sensitivity_view(study.sensitivity)["default"] == "default").sum() == 9
+    assert views.headline_view(study.headline).set_index("policy").loc["GammaTune", "over mean fixed"] == text
+    assert views.by_task_view(study.headline).set_index("policy").loc["GammaTune", OVERALL] == text
+    assert views.starts_view(study.starts)["start"].tolist() == list(STARTS)
+    assert (views.sensitivity_view(study.sensitivity)["default"] == "default").sum() == 9
 
 
 def test_one_question_per_task_gives_numbers_without_intervals(tmp_path):
-    few = paper.read_study(store_study(tmp_path / "few", draw_study_table(questions=1)))
+    few = read_study(store_study(tmp_path / "few", draw_study_table(questions=1)))
     assert few.ranking["over_autoregressive_low"].isna().all()
-    for view, _ in paper.views(few).values():
-        cells = view.astype(str).to_numpy().ravel()
+    for shown in views.study_tables(few).values():
+        cells = shown.view.astype(str).to_numpy().ravel()
         assert not any(cell.endswith(" -") or "nan" in cell for cell in cells)
 
 
@@ -184,13 +169,13 @@ def strip_signals(table: AcceptanceTable) -> AcceptanceTable:
     return AcceptanceTable([replace(turn, **bare) for turn in table.turns], table.facts)
 
 
-def test_a_table_that_cannot_be_replayed_for_all_policies_is_refused(folder, tmp_path):
-    for name, unfit in (("bare", strip_signals(draw_study_table())), ("log", import_log(tmp_path / "log.jsonl"))):
+def test_a_table_that_cannot_be_replayed_for_all_policies_is_refused(tmp_path):
+    for name, unfit in (("bare", strip_signals(draw_study_table())), ("log", made_log())):
         with pytest.raises(UserError, match=rf"{name}.*gammatune bounds"):
-            paper.read_study(store_study(tmp_path / name, unfit))
+            read_study(store_study(tmp_path / name, unfit))
 
 
-@pytest.mark.parametrize("file", [paper.TABLE_FILE, paper.COST_FILE])
+@pytest.mark.parametrize("file", [TABLE_FILE, PRICES_FILE])
 @pytest.mark.parametrize("kept", [None, 90])
 def test_missing_and_cut_files_are_named(tmp_path, file, kept):
     broken = store_study(tmp_path / "broken", draw_study_table(questions=1)) / file
@@ -199,56 +184,4 @@ def test_missing_and_cut_files_are_named(tmp_path, file, kept):
     if kept:
         broken.write_bytes(content[:kept])
     with pytest.raises(UserError, match=str(broken)):
-        paper.read_study(broken.parent)
-
-
-def call_paper_tables(reference: Path, tmp_path: Path) -> subprocess.CompletedProcess:
-    """In a process where torch cannot be imported."""
-    places = [
-        "--reference",
-        reference,
-        "--runs",
-        tmp_path / "none",
-        "--acceptance",
-        tmp_path / "own",
-        "--out",
-        tmp_path / "out",
-    ]
-    return subprocess.run(
-        [sys.executable, "-c", CALL, "paper-tables", *map(str, places)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-
-
-def test_the_verb_writes_everything_that_is_sound_and_names_what_is_damaged(folder, study, tmp_path):
-    store_bounded_log(folder.parent / "log", import_log(tmp_path / "log.jsonl"))
-    damaged = store_study(tmp_path / "own" / "damaged", draw_study_table(questions=1))
-    (damaged / paper.COST_FILE).write_text("{}")
-    done = call_paper_tables(folder.parent, tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1 and str(damaged) in done.stderr and "Traceback" not in done.stderr
-    assert "made: 25 files" in done.stdout and "log: 8 files, bounds" in done.stdout
-    out = tmp_path / "out"
-    expected = {out / "tables" / "made" / f"{name}.{kind}" for name in TABLES for kind in ("md", "tex", "csv")}
-    expected |= {out / "figures" / "made" / f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
-    expected |= {
-        out / "tables" / "log" / f"{name}.{kind}" for name in ("starts", "headline") for kind in ("md", "tex", "csv")
-    }
-    expected |= {out / "figures" / "log" / f"bounds.{kind}" for kind in ("png", "svg")}
-    assert {file for file in out.rglob("*.*") if file.is_file()} == expected
-    again = paper.write_study(study, tmp_path / "again") + paper_figures.draw_study(study, tmp_path / "again")
-    for file in again:
-        part = "figures" if file.suffix in (".png", ".svg") else "tables"
-        assert file.read_bytes() == (out / part / "made" / file.name).read_bytes(), file.name
-
-
-def test_sound_folders_give_code_0_and_readable_tables(tmp_path):
-    store_study(tmp_path / "reference" / "made", draw_study_table(questions=1))
-    done = call_paper_tables(tmp_path / "reference", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    tables = tmp_path / "out" / "tables" / "made"
-    assert policy_name("sglang_walk") in (tables / "ranking.md").read_text()
-    assert r"\label{tab:headline-by-task}" in (tables / "headline_by_task.tex").read_text()
+        read_study(broken.parent)
