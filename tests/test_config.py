@@ -237,7 +237,7 @@ REFUSED = {
     "model_pair.chat_template=alpaca": "model_pair.chat_template=alpaca is not known: choose one of tokenizer, vicuna, ",
     "model_pair.target.quantization=int4": "model_pair.*.quantization=int4 is not known: choose one of None, int8.",
     "model_pair.draft.vocabulary=0": "model_pair.draft.vocabulary=0 must be 1 or more (or null for all tokens).",
-    "model_pair.draft.vocabulary=all": "model_pair.draft.head is wrong: Value 'all' of type 'str' could not be converted",
+    "model_pair.draft.vocabulary=all": "model_pair.draft.vocabulary is wrong: Value 'all' of type 'str' could not be",
     "model_pair.target.vocabulary=9": "model_pair.target.vocabulary=9 would change the answers: set it to null, and ",
     "policy.fixed.gamma=[": "The argument policy.fixed.gamma=[ cannot be read: write key=value",
     "policy": "The argument policy cannot be read: write key=value",

@@ -194,6 +194,11 @@ def build_pair(
     tokenizer, template = ByteTokenizer(vocab_size), "plain"
     if config.target.path is not None:
         tokenizer, template = load.load_tokenizer(sources.locate("target", config.target, config.source)), "tokenizer"
+        if len(tokenizer) > vocab_size:
+            raise UserError(
+                f"The tokenizer in {config.target.path} has {len(tokenizer)} tokens, but the shapes hold {vocab_size}: set "
+                "model_pair.target.path=null, or correct vocab_size."
+            )
     draft = models["draft"] if with_draft else None
     pair = assemble(config, models["target"], draft, tokenizer, (tokenizer.eos_token_id,))
     pair.random_weights = True

@@ -102,7 +102,7 @@ def achieved(curve: CostCurve, pair: PairConfig) -> list[dict]:
 
 
 def bytes_read(checkpoint: Checkpoint, dtype: torch.dtype, context: int) -> int:
-    """By one forward: all matrices with the output head, and the cache; of an embedding that is no head only single rows."""
+    """By one forward: all layers, the LM head and the cache; of an embedding that is no LM head only single rows."""
     config = make_config(checkpoint.shape)
     layers = count_weights(Demand(config, replace(checkpoint, vocabulary=None, borrows_tables=True), dtype))
     head = (checkpoint.vocabulary or config.vocab_size) * config.hidden_size * dtype.itemsize

@@ -182,8 +182,9 @@ def test_old_style_weights_load_and_their_damage_shows(two):
     assert "truncated or corrupt" in refusal(two[2])
 
 
-def test_code_in_a_checkpoint_is_not_run(two, tmp_path):
-    """Neither a pickle that would run something, nor a tokenizer of its own."""
+def test_code_in_a_checkpoint_is_not_run(two, tmp_path, monkeypatch):
+    """Neither a pickle that would run something, nor a tokenizer of its own, whatever is answered when asked."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
     target, ran = two[0], tmp_path / "RAN"
     settings = json.loads((target / "tokenizer_config.json").read_text())
     own = settings | {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}

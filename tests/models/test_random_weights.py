@@ -52,6 +52,9 @@ def test_the_tokenizer_of_a_local_folder_is_used(config, make_checkpoint):
     pair = load_pair(config)
     assert pair.tokenizer.decode(pair.tokenizer.encode("abc")) == "abc"
     assert pair.chat_template == "tokenizer"
+    config.draft.shape.vocab_size = 100
+    with pytest.raises(UserError, match="has 259 tokens, but the shapes hold 100"):
+        load_pair(config)
 
 
 def test_quantised_random_weights_are_refused(config):

