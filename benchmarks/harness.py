@@ -1,11 +1,12 @@
-"""What the benchmarks share: the command line, pairs and prompts, time, intervals, and the report's last line."""
+"""What the benchmarks share: the command line, what decodes, arms measured in turn, medians with intervals, the report."""
 
 import argparse
 import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 # Progress belongs to the benchmark: transformers' own bars for loading weights would come between its lines
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -14,23 +15,138 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from gammatune.decoding.clock import Clock
 from scipy import stats
+from tqdm import tqdm
 
 from gammatune.compose import compose_config
+<<<<<<< HEAD
 from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
+from gammatune.errors import UserError, complain
+from gammatune.models.devices import choose_device
+from gammatune.models.pair import Pair, load_pair
+from gammatune.runs.provenance import name_device
+from gammatune.runtimes.base import PairRuntime, build_runtime
+=======
+from gammatune.config import DTYPES, RUNTIMES, DecodeConfig, RunConfig, one_of
 from gammatune.decoding.clock import Clock
+from gammatune.decoding.exactness import compare_answers
+from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.errors import UserError, complain
 from gammatune.models.devices import choose_device
 from gammatune.models.pairs import Pair, load_pair
-from gammatune.runs.provenance import name_device
-from gammatune.runtimes.base import PairRuntime, build_runtime
+from gammatune.policies import Policy
+from gammatune.runs.provenance import name_cpu, name_device
+from gammatune.runtimes.base import build_runtime
+>>>>>>> w-d
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 CPU_DTYPES = "bf16,fp32"
 
 
-def make_parser(doc: str, numbers: dict[str, tuple[int, int, str]], dtypes: bool = True) -> argparse.ArgumentParser:
+class Decoder:
+    """A pair in a runtime: the only place where the benchmarks call into decoding."""
+
+    def __init__(self, pair: Pair, runtime: str):
+        self.pair, self.clock = pair, Clock(pair.device)
+        self.runtime = build_runtime(pair, runtime)
+        self.name = self.runtime.name  # what really runs
+        self.models = {"target": self.runtime.target, "draft": self.runtime.draft}
+
+    @property
+    def host_reads(self) -> int:
+        """Transfers from device to host so far."""
+        return self.runtime.host_reads
+
+    def answer(self, prompt: list[int], policy: Policy, tokens: int) -> Generation:
+        policy.reset()
+        return generate_speculative(self.runtime, prompt, policy, DecodeConfig(max_new_tokens=tokens))
+
+    def judge(self, prompt: list[int], reference: list[int], answer: list[int]):
+        """Verdict on an answer that is not the reference."""
+        return compare_answers(self.runtime, prompt, reference, answer)
+
+    def fill(self, tokens: list[int]) -> None:
+        """Both caches hold the tokens."""
+        for model in self.models.values():
+            model.reset()
+            model.forward(self.runtime.upload(tokens), keep=1)
+
+    def forward(self, role: str, tokens: list[int]) -> float:
+        """Milliseconds of one forward with logits for all of its tokens; the cache is as before."""
+        model, fed = self.models[role], self.runtime.upload(tokens)
+        length = model.length
+        _, seconds = time_call(lambda: model.forward(fed, keep=len(tokens)), self.pair.device)
+        model.crop(length)
+        return seconds * 1e3
+
+
+def build_decoders(pair: Pair) -> dict[str, Decoder]:
+    """By name; without "compiled" where the pair has no such form here."""
+    built = [Decoder(pair, name) for name in RUNTIMES]
+    return {decoder.name: decoder for decoder in built}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared. work: an input to what else is to be noted of the call."""
+
+    labels: dict
+    work: Callable[..., dict]
+
+
+def measure(arms: list[Arm], inputs: Iterable, device: torch.device, repeats: int = 1) -> pd.DataFrame:
+    """A row per arm, input and repeat: labels, input (its number), repeat, seconds, and what `work` returned.
+
+    Arms take turns input by input, each of them first in turn, so that drift of the machine hits all alike. The first call
+    of each is left out.
+    """
+    rows, inputs, step = [], list(inputs), 0
+    with tqdm(total=len(arms) * (1 + repeats * len(inputs)), unit="call", disable=None) as bar:
+        for arm in arms:
+            arm.work(inputs[0])
+            bar.update()
+        for repeat in range(repeats):
+            for number, given in enumerate(inputs):
+                for arm in arms[step % len(arms) :] + arms[: step % len(arms)]:
+                    found, seconds = time_call(lambda arm=arm, given=given: arm.work(given), device)
+                    rows.append({**arm.labels, "input": number, "repeat": repeat, "seconds": seconds, **found})
+                    bar.update()
+                step += 1
+    return pd.DataFrame(rows)
+
+
+def time_call(work: Callable, device: torch.device):
+    """(what work() returns, wall seconds until the device is done)."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda device: None
+    wait(device)
+    started = time.perf_counter()
+    made = work()
+    wait(device)
+    return made, time.perf_counter() - started
+
+
+def median_interval(values) -> dict[str, float]:
+    """median, low, high: 95 % percentile bootstrap of the median of values [n], n >= 2."""
+    drawn = stats.bootstrap((np.asarray(values),), np.median, method="percentile", rng=np.random.default_rng(0))
+    low, high = map(float, drawn.confidence_interval)
+    return {"median": float(np.median(values)), "low": low, "high": high}
+
+
+def tabulate(measured: pd.DataFrame, labels: list[str], figures: list[str], bounded: str) -> pd.DataFrame:
+    """A row per arm: medians over inputs of what an input's median repeat had; low and high bound one of them (95 %)."""
+    rows = []
+    for key, group in measured.groupby(labels, sort=False):
+        inputs = group.groupby("input")[figures].median()
+        bounds = median_interval(inputs[bounded])
+        rows.append(
+            dict(zip(labels, key, strict=True)) | inputs.median().to_dict() | {k: bounds[k] for k in ("low", "high")}
+        )
+    return pd.DataFrame(rows)
+
+
+def make_parser(doc: str, numbers: dict[str, tuple[int, int, str]], dtypes: bool = False) -> argparse.ArgumentParser:
     """A parser for KEY=VALUE settings and one option per entry of `numbers`: its default, its least value, its help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, (default, _, words) in numbers.items():
@@ -45,23 +161,19 @@ def make_parser(doc: str, numbers: dict[str, tuple[int, int, str]], dtypes: bool
 
 
 def run_benchmark(parser: argparse.ArgumentParser, report: Callable, words: list[str]) -> int:
-    """report(options, config) -> exit code; 2, with one sentence on stderr, for an error that the user can mend."""
+    """report(options, config) -> exit code; 2, with one sentence on stderr, for an error that the user can fix."""
     options = parser.parse_intermixed_args(words)
     transformers.logging.set_verbosity_error()
     try:
-        refuse_small(options)
+        for name, least in options.least.items():
+            if getattr(options, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be {least} or more.")
         config = compose_config(options.settings)
         if config.runtime.threads is not None:
             torch.set_num_threads(config.runtime.threads)
         return report(options, config)
     except Exception as error:
         return complain(error)
-
-
-def refuse_small(options: argparse.Namespace) -> None:
-    for name, least in options.least.items():
-        if getattr(options, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be {least} or more.")
 
 
 def load_pairs(config: RunConfig, dtypes: str | None) -> dict[str, Pair]:
@@ -74,69 +186,39 @@ def load_pairs(config: RunConfig, dtypes: str | None) -> dict[str, Pair]:
     return {name: load_pair(config.model_pair, config.runtime.device, name) for name in names}
 
 
-def build_runtimes(pair: Pair) -> dict[str, PairRuntime]:
-    """By name; without "compiled" where the pair has no such form here."""
-    built = [build_runtime(pair, name) for name in RUNTIMES]
-    return {runtime.name: runtime for runtime in built}
-
-
 def read_prompts(pair: Pair, config: RunConfig, questions: int, tokens: int) -> list[list[int]]:
     """Ids of the first turn of the first `questions` questions. Raises UserError where answers of `tokens` do not fit."""
     found = load_questions(config.tasks).questions
     if questions > len(found):
         raise UserError(f"--questions {questions} is more than tasks {config.tasks.name} has: choose at most {len(found)}.")
     prompts = [build_prompt(pair.chat_template, pair.tokenizer, q.turns[:1], []) for q in found[:questions]]
-    room = pair.context - max(map(len, prompts))
-    if room < tokens:
+    longest = max(map(len, prompts))
+    if pair.context - longest < tokens:
         raise UserError(
-            f"--tokens {tokens} does not fit behind the longest prompt of {pair.context - room} tokens, since {pair.name} "
-            f"addresses {pair.context}: choose at most {room}, or other tasks."
+            f"--tokens {tokens} does not fit after the longest prompt of {longest} tokens, since {pair.name} addresses "
+            f"{pair.context}: choose at most {pair.context - longest}, or other tasks."
         )
     return prompts
 
 
-def time_call(clock: Clock, work: Callable):
-    """(what work() returns, wall seconds until the device is done)."""
-    clock.synchronize()
-    started = time.perf_counter()
-    made = work()
-    clock.synchronize()
-    return made, time.perf_counter() - started
-
-
-def rotate(arms: list, step: int) -> list:
-    """The same arms, each of them first in turn, so that drift of the machine hits all alike."""
-    start = step % len(arms)
-    return arms[start:] + arms[:start]
-
-
-def median_interval(values) -> tuple[float, float, float]:
-    """(median, low, high): 95 % percentile bootstrap of the median of values [n], n >= 2."""
-    drawn = stats.bootstrap((np.asarray(values),), np.median, method="percentile", rng=np.random.default_rng(0))
-    return float(np.median(values)), *map(float, drawn.confidence_interval)
-
-
 def describe_machine(device: torch.device) -> dict:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-    return {"device": name_device(device), "threads": torch.get_num_threads(), "versions": versions}
+    machine = {"processor": name_cpu(), "cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads()}
+    return {"device": name_device(device), **machine, "versions": versions}
 
 
-def print_machine(machine: dict) -> None:
+def print_report(tables: list[pd.DataFrame], result: dict, device: torch.device, digits: int = 3, notes: str = "") -> None:
+    """The machine, tables as Markdown, notes, and as the last line one JSON object: result, machine, the last table's rows.
+
+    A value that a row does not have is an empty field, and null. NaN is no JSON, so a result that holds one is a defect.
+    """
+    machine = describe_machine(device)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    print(f"{machine['device']}, {machine['threads']} threads, {versions}\n")
-
-
-def print_table(frame: pd.DataFrame, digits: int) -> None:
-    """Markdown; a value that a row does not have leaves its field empty."""
-    shown = frame.round(digits).astype(object).where(frame.notna(), None)
-    print(shown.to_markdown(index=False, missingval=""), flush=True)
-
-
-def to_records(frame: pd.DataFrame) -> list[dict]:
-    """Rows as plain JSON; a value that a row does not have is null."""
-    return json.loads(frame.to_json(orient="records", double_precision=6))
-
-
-def print_result(result: dict) -> None:
-    """The last line. NaN is no JSON, so a result that holds one is a defect."""
-    print(json.dumps(result, allow_nan=False))
+    names = dict.fromkeys((machine["device"], machine["processor"]))
+    print(f"{', '.join(names)}; {machine['threads']} threads on {machine['cores']} cores; {versions}\n")
+    for table in tables:
+        shown = table.round(digits).astype(object).where(table.notna(), None)
+        print(shown.to_markdown(index=False, missingval=""), end="\n\n", flush=True)
+    print(notes, end="\n" if notes else "")
+    rows = json.loads(tables[-1].to_json(orient="records", double_precision=6))
+    print(json.dumps({**result, **machine, "rows": rows}, allow_nan=False))

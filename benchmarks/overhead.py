@@ -1,17 +1,18 @@
 """What does a round cost beside its forwards? python benchmarks/overhead.py [options] [KEY=VALUE ...]
 
-Both models' forwards are timed from inside the loop (on CUDA with events, so that nothing waits), and a round's time from
-outside: the share that is left goes into drawing, judging, cropping, host reads and the policy. Host reads are transfers
-from device to host, each of which waits for the device. The prompt's forwards are left out. Decoding without a draft, at a
-fixed gamma and under both GammaTunes takes turns question by question, in each runtime, in the pair's own dtype or
-runtime.dtype. The last line is one JSON object.
+Both models' forwards are timed from inside the loop (on CUDA with events, so that nothing waits), and all rounds of an
+answer from outside: the share that is left goes into drawing, judging, cropping, host reads and the policy. Host reads are
+transfers from device to host, each of which waits for the device. The prompt's forwards are left out. Decoding without a
+draft, at a fixed gamma and under both GammaTunes takes turns question by question, in each runtime, in the pair's own dtype
+or runtime.dtype. The last line is one JSON object.
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
+<<<<<<< HEAD
 import pandas as pd
+from gammatune.decoding.clock import Clock
 from harness import (
     build_runtimes,
     describe_machine,
@@ -29,137 +30,91 @@ from harness import (
 from tqdm import tqdm
 
 from gammatune.config import DecodeConfig, RunConfig
-from gammatune.decoding.clock import Clock
 from gammatune.decoding.loop import Turn, prefill, run_round, start_turn
-from gammatune.models.pairs import load_pair
-from gammatune.policies import POLICIES, Policy
-from gammatune.runtimes.base import PairRuntime
+from gammatune.models.pair import load_pair
+=======
+from harness import Arm, Decoder, build_decoders, make_parser, measure, print_report, read_prompts, run_benchmark, tabulate
 
-POLICY_ARMS = {
+from gammatune.config import RunConfig
+from gammatune.models.pairs import load_pair
+>>>>>>> w-d
+from gammatune.policies import POLICIES, Policy
+
+ARMS = {
     "autoregressive": POLICIES["ar"](),
     "fixed_5": POLICIES["fixed"](gamma=5),
     "gammatune": POLICIES["gammatune"](),
     "gammatune_plus": POLICIES["gammatune_plus"](),
 }
+FIGURES = ["share_outside", "round_ms", "outside_ms", "reads_per_round"]
 
 
 @dataclass
-class Stopwatch:
-    """Time inside the forwards of one runtime's models, from marks before and after each."""
+class Watched:
+    """A decoder whose forwards leave marks before and after."""
 
-    runtime: PairRuntime
-    clock: Clock
-    marks: list[tuple] = field(default_factory=list)
+    decoder: Decoder
+    marks: dict[str, list] = field(default_factory=dict)
 
     def __post_init__(self):
-        for model in (self.runtime.target, self.runtime.draft):
-            model.forward = self.watch(model.forward)
+        for role, model in self.decoder.models.items():
+            model.forward = self.watch(role, model.forward)
 
-    def watch(self, forward: Callable) -> Callable:
+    def watch(self, role: str, forward):
         def watched(*args, **options):
-            start = self.clock.mark()
+            start = self.decoder.clock.mark()
             logits = forward(*args, **options)
-            self.marks.append((start, self.clock.mark()))
+            self.marks[role].append((start, self.decoder.clock.mark()))
             return logits
 
         return watched
 
-    def take_ms(self) -> float:
-        """Milliseconds since the last call; the device must be done."""
-        total = sum(self.clock.between(start, end) for start, end in self.marks)
-        self.marks.clear()
-        return total
+    def answer(self, prompt: list[int], policy: Policy, tokens: int) -> dict:
+        """Of the rounds of one answer, each by their number: all of their ms, those outside forwards, host reads."""
+        self.marks, before = {role: [] for role in self.decoder.models}, self.decoder.host_reads
+        made = self.decoder.answer(prompt, policy, tokens)
+        # Each model's first forward reads the prompt
+        inside = sum(self.decoder.clock.between(*marks) for found in self.marks.values() for marks in found[1:])
+        whole, rounds = made.wall_ms - made.prefill_ms, len(made.rounds)
+        reads = self.decoder.host_reads - before
+        figures = (1 - inside / whole, whole / rounds, (whole - inside) / rounds, reads / rounds)
+        return dict(zip(FIGURES, figures, strict=True))
 
 
-@dataclass
-class Arm:
-    name: str
-    policy: Policy
-    watch: Stopwatch
-
-    def answer(self, prompt: list[int], tokens: int) -> dict:
-        """The rounds of one answer: how many, their ms in all and inside forwards, host reads."""
-        runtime, clock = self.watch.runtime, self.watch.clock
-        self.policy.reset()
-        turn = start_turn(runtime, prompt, self.policy, DecodeConfig(max_new_tokens=tokens), seed=0)
-        time_call(clock, lambda: prefill(turn))
-        self.watch.take_ms()
-        before = runtime.host_reads
-        _, seconds = time_call(clock, lambda: run_rounds(turn))
-        reads = runtime.host_reads - before
-        return {"rounds": len(turn.rounds), "ms": seconds * 1e3, "inside_ms": self.watch.take_ms(), "reads": reads}
-
-
-def run_rounds(turn: Turn) -> None:
-    while not turn.finished:
-        run_round(turn)
-
-
-def measure(arms: list[Arm], prompts: list[list[int]], options) -> pd.DataFrame:
-    """One row per (arm, question, repeat); a first answer of each arm is left out."""
-    rows, step = [], 0
-    with tqdm(total=len(arms) * (1 + options.repeats * len(prompts)), unit="answer", disable=None) as bar:
-        for arm in arms:
-            arm.answer(prompts[0], options.tokens)
-            bar.update()
-        for repeat in range(options.repeats):
-            for question, prompt in enumerate(prompts):
-                for arm in rotate(arms, step):
-                    where = {"policy": arm.name, "runtime": arm.watch.runtime.name, "question": question, "repeat": repeat}
-                    rows.append(where | arm.answer(prompt, options.tokens))
-                    bar.update()
-                step += 1
-    return pd.DataFrame(rows)
-
-
-def tabulate(measured: pd.DataFrame) -> pd.DataFrame:
-    """Medians over questions of what a question's median repeat had; low and high bound the share's (95 %)."""
-    outside = measured["ms"] - measured["inside_ms"]
-    found = measured.assign(
-        share_outside=outside / measured["ms"],
-        round_ms=measured["ms"] / measured["rounds"],
-        outside_ms=outside / measured["rounds"],
-        reads_per_round=measured["reads"] / measured["rounds"],
-    )
-    figures = ["share_outside", "round_ms", "outside_ms", "reads_per_round"]
-    questions = found.groupby(["policy", "runtime", "question"], sort=False)[figures].median()
-    arms = questions.groupby(level=["policy", "runtime"], sort=False)
-    bounds = arms["share_outside"].apply(bound_median).unstack()
-    return arms.median().join(bounds).reset_index()
-
-
-def bound_median(values: pd.Series) -> pd.Series:
-    return pd.Series(median_interval(values)[1:], index=["low", "high"])
+def make_arms(decoders: list[Decoder], tokens: int) -> list[Arm]:
+    return [
+        Arm(
+            {"policy": name, "runtime": one.decoder.name},
+            lambda prompt, one=one, rule=rule: one.answer(prompt, rule, tokens),
+        )
+        for one in map(Watched, decoders)
+        for name, rule in ARMS.items()
+    ]
 
 
 def report(options, config: RunConfig) -> int:
     pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
     prompts = read_prompts(pair, config, options.questions, options.tokens)
-    watches = [Stopwatch(runtime, Clock(pair.device)) for runtime in build_runtimes(pair).values()]
-    arms = [Arm(name, policy, watch) for watch in watches for name, policy in POLICY_ARMS.items()]
-    table, machine = tabulate(measure(arms, prompts, options)), describe_machine(pair.device)
-    print_machine(machine)
-    print_table(table, 4)
+    arms = make_arms(list(build_decoders(pair).values()), options.tokens)
+    measured = measure(arms, prompts, pair.device, options.repeats)
+    table = tabulate(measured, ["policy", "runtime"], FIGURES, "share_outside")
     share = table.set_index(["policy", "runtime"]).loc[("fixed_5", "eager"), "share_outside"]
-    print_result(
-        {
-            "eager_fixed_5_share": float(share),
-            "dtype": str(pair.dtype).removeprefix("torch."),
-            **machine,
-            "pair": pair.name,
-            "rows": to_records(table),
-        }
-    )
+    result = {"eager_fixed_5_share": float(share), "dtype": str(pair.dtype).removeprefix("torch."), "pair": pair.name}
+    print_report([table], result, pair.device, digits=4)
     return 0
 
 
-def main(words: list[str]) -> int:
+def build_parser():
     numbers = {
         "questions": (6, 2, "prompts, of the first turns of the tasks"),
         "tokens": (64, 2, "longest answer"),
         "repeats": (1, 1, "passes over all prompts"),
     }
-    return run_benchmark(make_parser(__doc__, numbers, dtypes=False), report, words)
+    return make_parser(__doc__, numbers)
+
+
+def main(words: list[str]) -> int:
+    return run_benchmark(build_parser(), report, words)
 
 
 if __name__ == "__main__":

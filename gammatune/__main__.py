@@ -1,4 +1,4 @@
-"""`python -m gammatune VERB`; see gammatune.cli."""
+"""`python -m gammatune COMMAND`; see gammatune.cli."""
 
 import sys
 

@@ -4,8 +4,9 @@ Hydra merges the YAML files over the dataclasses of gammatune.config, so a missp
 refused while composing; `__post_init__` refuses values out of range. All of it happens before torch is imported.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -13,15 +14,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from gammatune.config import DecodeConfig, PairConfig, RunConfig, RuntimeConfig, TasksConfig
-from gammatune.errors import UserError
+from gammatune.errors import CONFIGS, UserError, unknown_setting
 from gammatune.policies import POLICIES, Policy
-from gammatune.policies.base import settings_of
+from gammatune.policies.base import settings_of, with_settings
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
+#: Config groups whose choices are classes; a drafter's joins when a word names one, since it brings torch along
+REGISTRIES = [POLICIES]
 
 
 def register_schemas() -> None:
-    """Tell Hydra the schemas that the files under configs/ build on."""
+    """Tell Hydra the schemas that the files under configs/ build on, and every class that a name stands for."""
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig)
     for group, name, node in (
@@ -31,15 +33,32 @@ def register_schemas() -> None:
         ("runtime", "runtime", RuntimeConfig),
     ):
         store.store(group=f"{group}/schema", name=name, node=node)
-    for name, policy in POLICIES.items():
-        store.store(group="policy/schema", name=name, node=policy)
+    for registry in REGISTRIES:
+        store.repo.pop(registry.group, None)  # classes named by their path hold for one command only
+        for name, option in registry.options.items():
+            store.store(group=registry.group, name=name, node=option.node(), package=registry.package(name))
+
+
+def read_words(words: Sequence[str]) -> list[str]:
+    """key=value words as Hydra takes them: classes that were named by their path are registered under a plain name.
+
+    Raises UserError for a class that cannot be imported or used.
+    """
+    if any(re.match(r"[+~]*drafter\b", word) for word in words):
+        from gammatune.drafters import DRAFTERS
+
+        REGISTRIES[1:] = [DRAFTERS]
+    for registry in REGISTRIES:
+        words = registry.read_words(words)
+    register_schemas()
+    return list(words)
 
 
 def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
     """What `python run.py OVERRIDES` would run with, as checked objects. Raises UserError and Hydra's own errors."""
-    register_schemas()
+    words = read_words(overrides)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return read_config(compose(name, overrides))
+        return read_config(compose(name, words))
 
 
 def read_config(composed: DictConfig) -> RunConfig:
@@ -49,14 +68,28 @@ def read_config(composed: DictConfig) -> RunConfig:
     for name, policy in config.policy.items():
         if not isinstance(policy, Policy):
             raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
+        policy.name = name
+    if config.drafter is not None:
+        refuse_unwatchable(config)
     plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
+
+
+def refuse_unwatchable(config: RunConfig) -> None:
+    """Raises UserError for no drafter, and for a policy that watches the signals of a drafter that has none."""
+    from gammatune.drafters.base import Drafter, refuse_watching
+
+    if not isinstance(config.drafter, Drafter):
+        raise UserError("drafter must be one by its name, such as drafter=lookup.")
+    for name, policy in config.policy.items():
+        if policy.watches_draft and not config.drafter.signals:
+            refuse_watching(config.drafter, name)
 
 
 def refuse_foresight(config: RunConfig) -> None:
     """Raises UserError for a policy that must know the target's answer: no live run can have it."""
     for name, policy in config.policy.items():
-        if policy.needs_foresight:
+        if policy.oracle:
             raise UserError(
                 f"policy={name} must know the answer beforehand: replay it, `python -m gammatune headline TABLE`."
             )
@@ -72,18 +105,21 @@ def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:
         return
     for key in node:
         if key not in known:
-            raise UserError(f"{path or 'The run'} has no setting {key}: choose one of {', '.join(known)}.")
+            raise UserError(unknown_setting(path, key, known))
         child = built[key] if isinstance(built, dict) else getattr(built, key)
         refuse_unknown(node[key], child, f"{path}.{key}".lstrip("."))
 
 
 @dataclass
 class Arm:
-    """One policy of a run, ready to decode. label: unique name such as gammatune-3."""
+    """One policy of a run, ready to decode."""
 
-    label: str
-    policy_name: str
+    label: str  # unique, such as gammatune-3
     policy: Policy
+
+    @property
+    def policy_name(self) -> str:
+        return self.policy.name
 
     @property
     def settings(self) -> dict:
@@ -96,16 +132,16 @@ class Arm:
 
 def plan_arms(config: RunConfig) -> list[Arm]:
     """The autoregressive arm, then one arm per policy, or per policy and starting gamma. Raises UserError."""
-    arms = [Arm("ar", "ar", POLICIES["ar"]())]
-    for name, policy in config.policy.items():
-        if name != "ar":
-            arms.extend(start_arms(name, policy, config.starts))
+    arms = [Arm("ar", POLICIES["ar"]())]
+    for policy in config.policy.values():
+        if policy.name != "ar":
+            arms.extend(start_arms(policy, config.starts))
     return arms
 
 
-def start_arms(name: str, policy: Policy, starts: list[int]) -> list[Arm]:
-    settings = settings_of(policy)
-    if "gamma" not in settings:
-        return [Arm(name, name, policy)]
-    variants = [settings | {"gamma": gamma} for gamma in starts or [settings["gamma"]]]
-    return [Arm(f"{name}-{variant['gamma']}", name, type(policy)(**variant)) for variant in variants]
+def start_arms(policy: Policy, starts: list[int]) -> list[Arm]:
+    """A policy that has a gamma once from each start, or from its own where none is given."""
+    own = settings_of(policy)
+    if "gamma" not in own:
+        return [Arm(policy.name, policy)]
+    return [Arm(f"{policy.name}-{gamma}", with_settings(policy, gamma=gamma)) for gamma in starts or [own["gamma"]]]

@@ -9,7 +9,8 @@ from omegaconf import MISSING
 from gammatune.errors import UserError
 
 RUNTIMES = ("eager", "compiled")
-PAIR_SOURCES = ("hub", "embedded", "tiny-random")
+PAIR_SOURCES = ("hub", "wheels", "tiny-random")
+MODEL_TYPES = ("llama", "qwen2", "qwen3")  # families of transformers that load here
 DTYPES = ("fp32", "fp16", "bf16")
 CHAT_TEMPLATES = ("tokenizer", "vicuna", "llama-2", "plain")
 WEIGHTS = ("checkpoint", "random")
@@ -28,52 +29,69 @@ def one_of(key: str, value, choices) -> None:
 
 @dataclass
 class Shape:
-    """The sizes of a Llama, enough to count its bytes or to build it with random weights without a checkpoint."""
+    """The sizes of a model that is made on the spot, named as transformers names them."""
 
-    hidden_size: int = MISSING
-    intermediate_size: int = MISSING
-    num_hidden_layers: int = MISSING
-    num_attention_heads: int = MISSING
-    num_key_value_heads: int = MISSING
-    vocab_size: int = MISSING
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
     max_position_embeddings: int = 2048
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = False
-    head_dim: int | None = None
+    head_dim: int | None = None  # null: hidden_size / num_attention_heads
+    model_type: str = "llama"  # one of MODEL_TYPES
+
+    def __post_init__(self):
+        one_of("model_pair.*.shape.model_type", self.model_type, MODEL_TYPES)
+
+
+@dataclass
+class Wheel:
+    """A Python package that holds a GGUF file, or one part of it."""
+
+    package: str  # exact, such as name==1.2
+    sha256: str  # of the wheel
+    member: str  # path of the file or part inside the wheel
+
+
+@dataclass
+class Gguf:
+    """A checkpoint as a GGUF file in wheels of a package index."""
+
+    sha256: str  # of the file, its parts joined
+    wheels: list[Wheel]  # one for the whole file, or one for each part in order
 
 
 @dataclass
 class Checkpoint:
-    """One model of a pair: where it comes from and its published shape.
+    """One model of a pair: where it comes from and how it is held."""
 
-    id: hub repository. revision: commit or branch, only where known. path: a local folder that replaces the hub.
-    quantization: null or int8 (needs the [int8] extra). gated: whether the hub asks for a licence first.
-    head: of a draft only, how many tokens it can say: the most frequent ones, null for all. ranking: of a draft only, a .npy
-    file with token ids by falling frequency; null takes token_ranking.npy in the draft's folder.
-    """
-
-    id: str = MISSING
-    revision: str | None = None
-    path: str | None = None
-    quantization: str | None = None
-    gated: bool = False
-    head: int | None = None
-    ranking: str | None = None
-    shape: Shape = field(default_factory=Shape)
+    id: str | None = None  # hub repository; `embedded` is the draft shipped with gammatune
+    revision: str | None = None  # commit or branch of the hub, only where known
+    path: str | None = None  # a local folder, which is taken whatever the pair's source
+    gguf: Gguf | None = None  # for source wheels
+    quantization: str | None = None  # null or int8 (needs the [int8] extra)
+    gated: bool = False  # whether the hub asks for a licence first
+    shape: Shape | None = None  # for random weights
+    vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all
+    ranking: str | None = None  # draft only: .npy of token ids by falling frequency; null: token_ranking.npy in its folder
+    borrows_tables: bool = False  # draft only: embedding and LM head are the target's, its files hold all else
 
 
 @dataclass
 class PairConfig:
-    """A target and its draft. dtype counts on a GPU, cpu_dtype on a CPU."""
+    """A target and its draft."""
 
     name: str = MISSING
-    source: str = "hub"
+    source: str = "hub"  # of checkpoints without a path: hub, wheels, or tiny-random (made on the spot)
     target: Checkpoint = field(default_factory=Checkpoint)
-    draft: Checkpoint = field(default_factory=Checkpoint)
-    dtype: str = "fp16"
+    draft: Checkpoint = field(default_factory=Checkpoint)  # not read where the drafter is no model
+    dtype: str = "fp16"  # on a GPU
     cpu_dtype: str = "fp32"
-    chat_template: str = "tokenizer"
-    weights: str = "checkpoint"
+    chat_template: str = "tokenizer"  # how prompts are rendered: the tokenizer's own way, vicuna, llama-2 or plain
+    weights: str = "checkpoint"  # random: the true shapes without checkpoints, for speed only
 
     def __post_init__(self):
         one_of("model_pair.source", self.source, PAIR_SOURCES)
@@ -83,19 +101,21 @@ class PairConfig:
         one_of("model_pair.weights", self.weights, WEIGHTS)
         for role in (self.target, self.draft):
             one_of("model_pair.*.quantization", role.quantization, QUANTIZATIONS)
-        refuse_heads(self.target, self.draft)
+        check_draft_fields(self.target, self.draft)
 
 
-def refuse_heads(target: Checkpoint, draft: Checkpoint) -> None:
-    """Raises UserError for a head without rows, and for a reduced head anywhere but on the draft."""
-    for key in ("head", "ranking"):
+def check_draft_fields(target: Checkpoint, draft: Checkpoint) -> None:
+    """Raises UserError for what only a draft can have on the target, and for a vocabulary without tokens."""
+    for key in ("vocabulary", "ranking"):
         if getattr(target, key) is not None:
             raise UserError(
                 f"model_pair.target.{key}={getattr(target, key)} would change the answers: set it to null, and "
                 f"model_pair.draft.{key} for a smaller draft."
             )
-    if draft.head is not None and draft.head < 1:
-        raise UserError(f"model_pair.draft.head={draft.head} must be 1 or more (or null for all tokens).")
+    if target.borrows_tables:
+        raise UserError("model_pair.target.borrows_tables=true has nobody to borrow from: only a draft can.")
+    if draft.vocabulary is not None and draft.vocabulary < 1:
+        raise UserError(f"model_pair.draft.vocabulary={draft.vocabulary} must be 1 or more (or null for all tokens).")
 
 
 def task_of(category: str) -> str:
@@ -105,22 +125,15 @@ def task_of(category: str) -> str:
 
 @dataclass
 class TasksConfig:
-    """A question set and the part of it to run.
-
-    source: demo (shipped) or specbench. path: a local question file in Spec-Bench's format, for source specbench.
-    checksum: what the file's sha256 must be: "pinned" for Spec-Bench as published, null to accept any file (your own
-    questions), or 64 hex digits. include: task or category names, empty for all. limit: questions per task, null for
-    all; with a seed they are a stratified random subset (equal shares of each category), without one the first of each
-    task.
-    """
+    """A question set and the part of it to run."""
 
     name: str = MISSING
-    source: str = "demo"
-    path: str | None = None
-    checksum: str | None = PINNED
-    include: list[str] = field(default_factory=list)
-    limit: int | None = None
-    seed: int | None = None
+    source: str = "demo"  # demo (shipped) or specbench
+    path: str | None = None  # a local question file in Spec-Bench's format, for source specbench
+    checksum: str | None = PINNED  # sha256 of the file: pinned (Spec-Bench as published), 64 hex digits, null for any file
+    include: list[str] = field(default_factory=list)  # task or category names; empty: all
+    limit: int | None = None  # questions per task; null: all
+    seed: int | None = None  # null: the first of each task; else a random subset, equal shares of each category
 
     def __post_init__(self):
         if self.source not in TASK_SOURCES:
@@ -198,7 +211,7 @@ class RuntimeConfig:
 class RunConfig:
     """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
 
-    drafter: what proposes, one by its name; empty for the pair's draft model. starts: when given, each policy that has a
+    drafter: what proposes; null for the pair's draft model. starts: when given, each policy that has a
     `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between passes. results:
     folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the answers (greedy
     only), from which any policy is replayed and this run is checked.
@@ -207,7 +220,7 @@ class RunConfig:
     model_pair: PairConfig = field(default_factory=PairConfig)
     tasks: TasksConfig = field(default_factory=TasksConfig)
     policy: dict[str, Any] = field(default_factory=dict)
-    drafter: dict[str, Any] = field(default_factory=dict)
+    drafter: Any = None
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     starts: list[int] = field(default_factory=list)
@@ -218,8 +231,6 @@ class RunConfig:
     acceptance: bool = True
 
     def __post_init__(self):
-        if len(self.drafter) > 1:
-            raise UserError(f"drafter={list(self.drafter)} names several: choose one.")
         if self.repetitions < 1:
             raise UserError(f"repetitions={self.repetitions} must be 1 or more.")
         if min(self.starts, default=0) < 0:

@@ -1,31 +1,48 @@
-"""Errors as one sentence each: what is wrong, what is valid, what to do."""
+"""Errors as one sentence each: what is wrong, what is valid, what to do. And what each means as an exit code."""
 
 import errno
+import os
 import sys
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+BAD_INPUT, INTERRUPTED = 2, 130
+#: config keys by which a class named by its path goes, and how the user wrote them
+WRITTEN: dict[str, str] = {}
 
 
 class UserError(Exception):
     """Bad input, a missing file or an unusable folder; entry points print the sentence and exit with code 2."""
 
 
-def complain(error: Exception, speaker: str = "") -> int:
-    """Print what the user can mend and return the exit code 2; raises any other error again, for its traceback."""
-    sentence = explain(error)
+def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
+    """Print the sentence for what the user can correct and return the exit code; raises a defect again, for its traceback.
+
+    2 for bad input, 130 for an interrupt, 0 where the reader of our output (head, less) has seen enough. speaker: put in
+    front of the sentence. folder_choice: the setting that names another folder to write to.
+    """
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        sentence = str(error) or "Interrupted; what was written is kept, and the same command continues from there."
+        print(f"{speaker}{sentence}", file=sys.stderr)
+        return INTERRUPTED
+    sentence = explain(error, folder_choice)
     if sentence is None:
         raise error
     print(f"{speaker}{sentence}", file=sys.stderr)
-    return 2
+    return BAD_INPUT
 
 
-def explain(error: BaseException) -> str | None:
-    """The sentence for an error that a user can mend; None for one that is a defect and deserves its traceback."""
+def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str | None:
+    """The sentence for an error that a user can correct; None for one that is a defect and deserves its traceback."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, MissingConfigException):
@@ -35,11 +52,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(error)
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return "null is no choice for a config group: name one of the files under configs/GROUP, or leave the argument out."
+        return "null is no choice for a config group: name one of its choices, or leave the argument out."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
         return (
-            f"Cannot write {error.filename or 'the results'} ({error.strerror}): make room or choose another folder "
-            "with results=FOLDER; complete answers already written are kept."
+            f"Cannot write {error.filename or 'the results'} ({error.strerror}): free some space or choose another folder "
+            f"with {folder_choice}; what was written is kept."
         )
     return None
 
@@ -47,13 +64,18 @@ def explain(error: BaseException) -> str | None:
 def explain_group(error: MissingConfigException) -> str:
     """An unknown name in a config group, such as policy=gamatune."""
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or []) or list_options(group)
+    options = list_options(group) if group else []
+    if not options:
+        return f"{error.missing_cfg_file or 'A config'} is missing from {CONFIGS}: install gammatune again."
     return f"{group}={name} is not known: choose one of {', '.join(options)}."
 
 
 def list_options(group: str) -> list[str]:
-    """Hydra names the options only for single values, not inside a list such as policy=[fixed,foo]."""
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    """The choices of a group: files, and classes that were registered. Hydra names none for a value inside a list."""
+    store, names = ConfigStore.instance(), {file.name for file in (CONFIGS / group).glob("*.yaml")}
+    if store.get_type(group) is ObjectType.GROUP:
+        names |= {name for name in store.list(group) if name.endswith(".yaml")}  # the others are groups below this one
+    return sorted(name.removesuffix(".yaml") for name in names)
 
 
 def explain_override(error: Exception) -> str:
@@ -65,7 +87,23 @@ def explain_override(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         parent, _, key = str(cause.full_key).rpartition(".")
-        valid = [str(name) for name in cause.parent_node or [] if name != "hydra"]
-        return f"{parent or 'The run'} has no setting {key}: choose one of {', '.join(valid)}."
+        return unknown_setting(parent, key, [str(name) for name in cause.parent_node or [] if name != "hydra"])
     first_line = str(cause).splitlines()[0]
-    return f"{cause.full_key or 'A setting'} is wrong: {first_line.rstrip('.')}."
+    return f"{as_written(str(cause.full_key or 'A setting'))} is wrong: {first_line.rstrip('.')}."
+
+
+def unknown_setting(parent: str, key: str, valid: list[str]) -> str:
+    return f"{as_written(parent) or 'The run'} has no setting {key}: choose one of {', '.join(valid)}."
+
+
+def write_as(key: str, written: str) -> None:
+    """From now on, sentences call a config key what the user called it."""
+    WRITTEN[key] = written
+
+
+def as_written(key: str) -> str:
+    """policy.Halving.gamma as the policy.my_module.Halving.gamma of the command line; any other key as it is."""
+    for short, written in WRITTEN.items():
+        if f"{key}.".startswith(f"{short}."):
+            return written + key.removeprefix(short)
+    return key

@@ -49,10 +49,10 @@ class Starts:
     """
 
     matches: list[int]  # drafted tokens in a row that the target accepts
-    end: list[int]  # drafted tokens after which the drafter has ended the sequence, NEVER where it does not
-    supply: list[int]  # tokens that the drafter has to propose, NEVER for a drafter that always has one
+    reach: list[int]  # tokens after which the drafter has no more to propose, NEVER where it always has
+    ends: list[bool]  # whether the last of those ends the sequence
     known: list[int]  # depths with recorded signals
-    depth: list[int]  # depths that are recorded at all, NEVER where no block can leave them
+    depth: list[int] | None  # depths that are recorded at all; None where no block can leave them
     head: list[int]
     after: list[int]
     signals: tuple[array, array, array] | None  # top1, entropy, margin
@@ -109,10 +109,10 @@ class TextTrace:
         joined = SignalColumns.join(self.signals, self.continuations) if self.watched else None
         return Starts(
             matches=matches.tolist(),
-            end=np.minimum(matches + end_there[which], NEVER).tolist(),
-            supply=[NEVER] * n,
+            reach=np.minimum(matches + end_there[which], NEVER).tolist(),
+            ends=[True] * n,  # a model stops proposing for no other reason
             known=(matches + 1 + steps[which]).tolist(),
-            depth=[NEVER] * n,
+            depth=None,
             head=places.tolist(),
             after=(n + offset[which] - matches - 1).tolist(),
             signals=joined.as_arrays() if joined else None,
@@ -158,10 +158,10 @@ class StartTrace:
         head = np.cumsum(proposed) - proposed
         return Starts(
             matches=self.right.tolist(),
-            end=np.where(self.ended, proposed, NEVER).tolist(),
-            supply=np.where(self.more, NEVER, proposed).tolist(),
+            reach=np.where(self.more, NEVER, proposed).tolist(),
+            ends=self.ended.tolist(),
             known=proposed.tolist(),
-            depth=np.where(self.more, proposed, NEVER).tolist(),
+            depth=np.where(self.more, proposed, NEVER).tolist() if self.more.any() else None,
             head=head.tolist(),
             after=head.tolist(),
             signals=self.signals.as_arrays() if self.watched else None,

@@ -100,7 +100,7 @@ def speculate(draft: PreTrainedModel, policy: str | Policy = "gammatune_plus", *
     made = policy if isinstance(policy, Policy) else build_policy(policy, settings)
     if made is policy and settings:
         raise UserError(f"Settings ({', '.join(settings)}) go with a policy's name: set them on the policy itself.")
-    if made.needs_foresight:
+    if made.oracle:
         raise UserError(
             f"Policy {type(made).__name__} must know the answer beforehand: choose {', '.join(live_policies())}."
         )
@@ -125,13 +125,13 @@ def name_version(version: tuple[int, int]) -> str:
 
 
 def live_policies() -> list[str]:
-    return [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+    return [name for name, option in POLICIES.items() if not option.rule.oracle]
 
 
 def build_policy(name: str, settings: dict) -> Policy:
     if name not in POLICIES:
         raise UserError(f"There is no policy {name!r}: choose {', '.join(live_policies())}.")
-    kinds = {f.name: f.type for f in fields(POLICIES[name])}
+    kinds = {f.name: f.type for f in fields(POLICIES[name].rule)}
     for key, value in settings.items():
         if key not in kinds:
             raise UserError(f"Policy {name} has no field {key!r}: it has {', '.join(kinds)}.")
@@ -172,7 +172,7 @@ def refuse_models(target: PreTrainedModel, draft: PreTrainedModel) -> None:
     if head is not None and head.weight.shape[0] < theirs:
         raise UserError(
             f"The draft's output head has {head.weight.shape[0]} rows for {theirs} tokens, which transformers cannot map: "
-            "load the pair with model_pair.draft.head=null."
+            "load the pair with model_pair.draft.vocabulary=null."
         )
     if installed_version() < WINDOWS_ROLL_BACK and any(DynamicCache(config=draft.config).is_sliding):
         raise UserError(

@@ -4,21 +4,47 @@ Counts the tokens of plain text files (UTF-8; a folder stands for all files in i
 and unseen ones by id, as model_pair.draft.ranking takes them. Texts should be such as the pair will write.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from draft_training.ranking import count_tokens, describe_counts, rank_tokens, save_ranking
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from gammatune.errors import UserError
 
 CHARACTERS = 200_000  # encoded at a time
+SIZES = (2048, 4096, 8192, 16384)  # of reduced vocabularies
+
+
+def count_tokens(texts: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
+    """How often each id [V] occurs in the texts, arrays of ids."""
+    counts = np.zeros(vocab_size, np.int64)
+    for ids in texts:
+        counts += np.bincount(ids, minlength=vocab_size)
+    return counts
+
+
+def rank_tokens(counts: np.ndarray) -> np.ndarray:
+    """All ids [V] by falling count; equal and unseen ones by id, since merges are numbered by their own frequency."""
+    return np.argsort(-counts, kind="stable").astype(np.int32)
+
+
+def describe_counts(ranking: np.ndarray, counts: np.ndarray) -> str:
+    """One sentence, with the share of the counted tokens that the first of a ranking cover."""
+    shares = {size: counts[ranking[:size]].sum() / counts.sum() for size in SIZES if size < len(ranking)}
+    cover = ", ".join(f"the first {size} are {share:.2%}" for size, share in shares.items())
+    return f"{counts.sum():,} tokens, {np.count_nonzero(counts):,} different ones{': ' if cover else ''}{cover}."
+
+
+def save_ranking(path: Path, ranking: np.ndarray) -> None:
+    """Write the ranking [V], int32, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, ranking)
+    temporary.replace(path)
 
 
 def find_files(paths: list[Path]) -> list[Path]:

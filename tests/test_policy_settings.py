@@ -4,7 +4,7 @@ import random
 from dataclasses import fields
 
 import pytest
-from other_settings import ONLY_ONE, OTHER_SETTINGS, other_values
+from other_settings import ONLY_ONE, OTHER_SETTINGS, RULES, other_values
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, DraftSignal
@@ -13,7 +13,7 @@ from gammatune.records import Round
 LONGEST, ROUNDS_PER_TURN, NATS = 24, 30, 4.0
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
 TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2))
-SETTINGS = [(name, f.name) for name, policy in POLICIES.items() for f in fields(policy)]
+SETTINGS = [(name, f.name) for name in RULES for f in fields(POLICIES[name].rule)]
 
 
 def simulate(policy) -> list[tuple]:
@@ -48,12 +48,7 @@ def run_round(policy, matching, budget, top) -> Round:
 
 def acts_on(name: str, key: str) -> bool:
     """carry needs a state to carry, stop_token a policy that stops in mid-block."""
-    stops = POLICIES[name].watches_draft and name != "p_min_2026"  # its p_min of 0 stops nothing
-    needs = {
-        "carry": bool(POLICIES[name]().state()),
-        "stop_token": stops,
-        "risk": name != "ucb_released",  # its choice is the best mean, without a radius
-    }
+    needs = {"carry": bool(POLICIES[name]().state()), "stop_token": POLICIES[name].rule.watches_draft}
     return needs.get(key, True)
 
 
@@ -72,7 +67,7 @@ def test_a_setting_with_one_value_refuses_the_others(name, key):
             POLICIES[name](**{key: value})
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
+@pytest.mark.parametrize("name", RULES)
 def test_the_simulation_repeats(name):
     policy = POLICIES[name]()
     first = simulate(policy)

@@ -117,7 +117,7 @@ def test_a_full_disk_is_an_error(call_run, small, on_answer, tmp_path):
     on_answer(fill_disk)
     ended = call_run(*small, "policy=fixed", f"results={tmp_path / 'r'}")
     assert ended.code == 2
-    assert ended.err.splitlines()[-1].startswith("gammatune: Cannot write the results (No space left on device): make room")
+    assert ended.err.splitlines()[-1].startswith("gammatune: Cannot write the results (No space left on device): free some ")
 
 
 def test_a_sweep_runs_every_value_and_leaves_the_folder_clean(call_run, small, tmp_path):

@@ -17,16 +17,16 @@ from gammatune import transformers as integration
 from gammatune.config import DecodeConfig, TasksConfig
 from gammatune.decoding.loop import generate_speculative
 from gammatune.errors import UserError
-from gammatune.models.pairs import load_pair, random_pair
+from gammatune.models.pair import load_pair, random_pair
 from gammatune.policies import POLICIES
 from gammatune.runtimes.base import eager_runtime
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 from gammatune.transformers import speculate
 from gammatune.transformers_candidates import PolicyCandidates
 
 ROOT = Path(__file__).parents[2]
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
 STARTS = [1, 2, 3, 5, 8, 16]
 VOCAB, DRAWS = 8, 1000
 
@@ -52,7 +52,7 @@ def generate(runtime, prompt: list[int], spec=None, **options) -> list[int]:
 
 
 def make_policy(name: str, gamma: int, **others):
-    fields = POLICIES[name].__dataclass_fields__
+    fields = POLICIES[name].rule.__dataclass_fields__
     return POLICIES[name](**({"gamma": gamma} if "gamma" in fields else {}), **others)
 
 
@@ -301,7 +301,7 @@ def test_inputs_and_models_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="40 entries and the draft's 48"):
         target.generate(prompt, custom_generate=speculate(random_pair(vocab_size=48).draft, "fixed"))
     with pytest.raises(UserError, match="head has 9 rows for 40 tokens"):
-        target.generate(prompt, custom_generate=speculate(random_pair(vocab_size=40, head=9).draft, "fixed"))
+        target.generate(prompt, custom_generate=speculate(random_pair(vocab_size=40, vocabulary=9).draft, "fixed"))
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_the_example_in_the_docs_runs(tmp_path, capsys):
 @pytest.mark.embedded
 def test_the_real_pair_gives_the_same_rounds_in_both_loops(embedded_pair, make_config):
     """With a whole head: transformers verifies the ids that the draft's rows stand for."""
-    pair, accepted = load_pair(make_config("model_pair.draft.head=null").model_pair), 0
+    pair, accepted = load_pair(make_config("model_pair.draft.vocabulary=null").model_pair), 0
     runtime = eager_runtime(pair)
     for question in load_questions(TasksConfig(name="demo", limit=1)).questions[:4]:
         prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[:1], [])

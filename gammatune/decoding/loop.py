@@ -15,7 +15,7 @@ from gammatune.decoding.sampling import GreedySampler, Sampler, make_sampler
 from gammatune.drafters.base import Drafter, Workplace, refuse_watching
 from gammatune.drafters.model import DraftModel
 from gammatune.errors import UserError
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.session import PolicySession
 from gammatune.records import Block, Proposal, Round, Verdict

@@ -1,3 +1,17 @@
-"""What proposes tokens. Shipped drafters by the name that configs use; each is imported when it is chosen."""
+"""What proposes tokens: DRAFTERS maps the names that configs use to drafters. Importing this package imports torch.
 
-SHIPPED = {"model": "gammatune.drafters.model.DraftModel", "lookup": "gammatune.drafters.lookup.Lookup"}
+A shipped drafter is one module in this folder, found by itself.
+"""
+
+from gammatune.drafters.base import Drafter
+from gammatune.registry import Registry, discover
+
+DRAFTERS = Registry(
+    group="drafter",
+    base=Drafter,
+    shipped=discover(__name__, __path__, Drafter),
+    entry_point_group="gammatune.drafters",
+    order=("model", "lookup"),
+)
+
+__all__ = ["DRAFTERS", "Drafter"]

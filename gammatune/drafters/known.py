@@ -7,7 +7,6 @@ target confirms many tokens per forward; where that text is not the target's own
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from gammatune.drafters.base import Drafter
 from gammatune.errors import UserError
@@ -17,9 +16,6 @@ from gammatune.records import Block, Proposal
 @dataclass
 class KnownText(Drafter):
     """Proposes the known token at each position of the answer, and nothing past its end."""
-
-    name: ClassVar[str] = "known"
-    title: ClassVar[str] = "known text"
 
     answer: list[int] = field(default_factory=list)
 

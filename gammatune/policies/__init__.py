@@ -1,40 +1,45 @@
-"""What decides gamma: the policies by the name that configs use."""
+"""What decides gamma: POLICIES maps the names that configs use to policies, POLICIES["svip"](threshold=0.2) makes one.
 
-from gammatune.policies.adaedl import AdaEDL
+A shipped policy is one module in this folder, found by itself. Presets of a rule stand in presets.yaml.
+"""
+
+from pathlib import Path
+
 from gammatune.policies.base import DraftSignal, Policy
-from gammatune.policies.cumulative import Cumulative, CumulativeStrict
-from gammatune.policies.fixed import Autoregressive, Fixed
-from gammatune.policies.gammatune import GammaTune, GammaTunePlus
-from gammatune.policies.hf_online import HFConfidenceOnline
-from gammatune.policies.oracle import Oracle
-from gammatune.policies.p_min import PMin, PMin2026
-from gammatune.policies.sglang import SGLangWalk
-from gammatune.policies.svip import SVIP, SVIPPaper
-from gammatune.policies.transformers_rules import HFConfidence, HFConstant, HFHeuristic
-from gammatune.policies.tuned_fixed import TunedFixed
-from gammatune.policies.ucb import UCB, UCBReleased
+from gammatune.registry import Registry, discover
 
-POLICIES = {
-    "ar": Autoregressive,
-    "fixed": Fixed,
-    "tuned_fixed": TunedFixed,
-    "gammatune": GammaTune,
-    "gammatune_plus": GammaTunePlus,
-    "hf_constant": HFConstant,
-    "hf_heuristic": HFHeuristic,
-    "hf_confidence": HFConfidence,
-    "hf_confidence_online": HFConfidenceOnline,
-    "svip": SVIP,
-    "svip_paper": SVIPPaper,
-    "adaedl": AdaEDL,
-    "p_min": PMin,
-    "p_min_2026": PMin2026,
-    "cumulative": Cumulative,
-    "cumulative_strict": CumulativeStrict,
-    "sglang_walk": SGLangWalk,
-    "ucb": UCB,
-    "ucb_released": UCBReleased,
-    "oracle": Oracle,
-}
+#: Order in tables and figures; names that are not listed here come after these
+ORDER = (
+    "ar",
+    "fixed",
+    "tuned_fixed",
+    "gammatune",
+    "gammatune_plus",
+    "hf_constant",
+    "hf_heuristic",
+    "hf_confidence",
+    "hf_confidence_online",
+    "svip",
+    "svip_paper",
+    "adaedl",
+    "p_min",
+    "p_min_2026",
+    "cumulative",
+    "cumulative_strict",
+    "sglang_walk",
+    "ucb",
+    "ucb_released",
+    "oracle",
+)
+
+POLICIES = Registry(
+    group="policy",
+    base=Policy,
+    shipped=discover(__name__, __path__, Policy),
+    entry_point_group="gammatune.policies",
+    presets=Path(__file__).with_name("presets.yaml"),
+    order=ORDER,
+    several=True,
+)
 
 __all__ = ["POLICIES", "DraftSignal", "Policy"]

@@ -34,8 +34,11 @@ class AdaEDL(Policy):
     A round that drafted nothing, for want of budget, teaches nothing.
     """
 
+    name: ClassVar[str] = "adaedl"
+    title: ClassVar[str] = "AdaEDL"
+    colour: ClassVar[str] = "#92cc33"
     watches_draft: ClassVar[bool] = True
-    kept: ClassVar[tuple[str, ...]] = ("rate", "threshold_now")
+    state_fields: ClassVar[tuple[str, ...]] = ("rate", "threshold_now")
 
     stop_token: str = "exclude"
     gamma: int = 7

@@ -1,6 +1,6 @@
 """The contract between the decoding loop and whatever decides gamma. Plain numbers only: no tensors, caches or clocks."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from gammatune.errors import UserError
@@ -13,23 +13,31 @@ STOP_TOKENS = ("include", "exclude")
 
 @dataclass
 class Policy:
-    """Base of all policies; fields are the settings that a config may set.
+    """Base of all policies. Fields are the settings that a config may set; what belongs to the rule itself is a ClassVar."""
 
-    carry: when the state goes back to its start: at each "turn", at each "question", or "never".
-    stop_token: whether the token at which `keep_drafting` said no is still verified ("include") or dropped ("exclude").
-    watches_draft: whether `keep_drafting` is asked. needs_foresight: whether `foresee` must be told what nobody knows while
-    decoding, which makes it a policy for replay alone. gamma_is_start: whether gamma is only where the rule starts from.
-    kept: attributes that make up the state.
-    """
-
+    #: name in configs; a policy of your own that has none goes by its class's name
+    name: ClassVar[str] = ""
+    #: name in tables and figures; empty: the name
+    title: ClassVar[str] = ""
+    #: "#rrggbb" in figures; empty: one that no shipped policy has
+    colour: ClassVar[str] = ""
+    #: matplotlib's marker in figures; empty: a diamond
+    marker: ClassVar[str] = ""
+    #: whether it ever drafts
     drafts: ClassVar[bool] = True
+    #: whether `keep_drafting` is asked after each drafted token
     watches_draft: ClassVar[bool] = False
-    needs_foresight: ClassVar[bool] = False
-    gamma_is_start: ClassVar[bool] = False
-    kept: ClassVar[tuple[str, ...]] = ()
+    #: whether `foresee` must be told what nobody knows while decoding: a policy for replay alone
+    oracle: ClassVar[bool] = False
+    #: whether gamma is only where the rule starts from
+    adapts_gamma: ClassVar[bool] = False
+    #: attributes that make up the state
+    state_fields: ClassVar[tuple[str, ...]] = ()
 
+    #: when the state goes back to its start: at each "turn", at each "question", or "never"
     carry: str = "turn"
-    stop_token: str = field(default="include")
+    #: whether the token at which `keep_drafting` said no is still verified ("include") or dropped ("exclude")
+    stop_token: str = "include"
 
     def __post_init__(self):
         require(self, "carry", self.carry in CARRIES, f"one of {', '.join(CARRIES)}")
@@ -40,7 +48,7 @@ class Policy:
         """Forget everything learned; called at the boundary that `carry` names."""
 
     def foresee(self, matches: int) -> None:
-        """Told before `plan` when `needs_foresight`: how many of the next draft tokens pay for themselves."""
+        """Told before `plan` when `oracle`: how many of the next draft tokens pay for themselves."""
 
     def plan(self) -> int:
         """Gamma of the next round, >= 0; 0 is a plain target step."""
@@ -55,7 +63,7 @@ class Policy:
 
     def state(self) -> dict:
         """All that `plan` depends on, by attribute name (numbers only): logged with each round, enough to `restore`."""
-        return {name: getattr(self, name) for name in self.kept}
+        return {name: getattr(self, name) for name in self.state_fields}
 
     def restore(self, state: dict) -> None:
         """Continue from a logged state, as if the rounds before it had just been observed."""
@@ -66,6 +74,13 @@ class Policy:
 def settings_of(policy: Policy) -> dict:
     """Field by field, without what the policy has learned."""
     return {f.name: getattr(policy, f.name) for f in fields(policy)}
+
+
+def with_settings(policy: Policy, **settings) -> Policy:
+    """A fresh policy of the same rule and name, with these settings changed. Raises UserError for one out of range."""
+    fresh = type(policy)(**settings_of(policy) | settings)
+    fresh.name = policy.name
+    return fresh
 
 
 def require(policy: Policy, name: str, holds: bool, rule: str) -> None:

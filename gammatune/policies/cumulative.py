@@ -24,6 +24,9 @@ class Cumulative(Fixed):
     A gamma under gamma_min is the stronger of the two.
     """
 
+    name: ClassVar[str] = "cumulative"
+    title: ClassVar[str] = "cumulative 0.7"
+    colour: ClassVar[str] = "#7f1371"
     watches_draft: ClassVar[bool] = True
 
     gamma: int = 20
@@ -38,10 +41,3 @@ class Cumulative(Fixed):
     def keep_drafting(self, signal: DraftSignal) -> bool:
         self.survival = signal.top1 * (self.survival if signal.index else 1.0)
         return 1 - self.survival <= self.threshold or signal.index + 1 < self.gamma_min
-
-
-@dataclass
-class CumulativeStrict(Cumulative):
-    """The threshold of SpecDec++'s README: a block ends once a rejection is more likely than 0.3."""
-
-    threshold: float = 0.3

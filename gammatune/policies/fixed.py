@@ -10,6 +10,9 @@ from gammatune.policies.base import Policy, require
 class Autoregressive(Policy):
     """No draft: every round is a plain target step. The baseline of every speedup."""
 
+    name: ClassVar[str] = "ar"
+    title: ClassVar[str] = "autoregressive"
+    colour: ClassVar[str] = "#000000"
     drafts: ClassVar[bool] = False
 
     def plan(self) -> int:
@@ -19,6 +22,11 @@ class Autoregressive(Policy):
 @dataclass
 class Fixed(Policy):
     """gamma tokens per round, whatever happens (Leviathan et al. 2023, arXiv 2211.17192)."""
+
+    name: ClassVar[str] = "fixed"
+    title: ClassVar[str] = "fixed"
+    colour: ClassVar[str] = "#8a8f98"
+    marker: ClassVar[str] = "s"
 
     gamma: int = 5
 

@@ -31,8 +31,12 @@ class GammaTune(Policy):
     sequence or the token budget shortened.
     """
 
-    gamma_is_start: ClassVar[bool] = True
-    kept: ClassVar[tuple[str, ...]] = ("gamma_now", "mean")
+    name: ClassVar[str] = "gammatune"
+    title: ClassVar[str] = "GammaTune"
+    colour: ClassVar[str] = "#0072b2"
+    marker: ClassVar[str] = "o"
+    adapts_gamma: ClassVar[bool] = True
+    state_fields: ClassVar[tuple[str, ...]] = ("gamma_now", "mean")
 
     gamma: int = 3
     eta: float = 0.3
@@ -88,6 +92,10 @@ class GammaTunePlus(GammaTune):
     counts as fully accepted; under full="drafted" it does when all its tokens stand.
     """
 
+    name: ClassVar[str] = "gammatune_plus"
+    title: ClassVar[str] = "GammaTune+"
+    colour: ClassVar[str] = "#d55e00"
+    marker: ClassVar[str] = "^"
     watches_draft: ClassVar[bool] = True
 
     tau: float = 0.4

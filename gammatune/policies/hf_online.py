@@ -32,7 +32,10 @@ class HFConfidenceOnline(HFConfidence):
     itself adapts only where scikit-learn is installed (the [sklearn] extra), and silently keeps the threshold elsewhere.
     """
 
-    kept: ClassVar[tuple[str, ...]] = ("threshold_now",)
+    name: ClassVar[str] = "hf_confidence_online"
+    title: ClassVar[str] = "HF online threshold"
+    colour: ClassVar[str] = "#7f6413"
+    state_fields: ClassVar[tuple[str, ...]] = ("threshold_now",)
 
     def __post_init__(self):
         super().__post_init__()

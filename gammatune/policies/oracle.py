@@ -17,7 +17,10 @@ class Oracle(Policy):
     UserError while nobody has told it.
     """
 
-    needs_foresight: ClassVar[bool] = True
+    name: ClassVar[str] = "oracle"
+    title: ClassVar[str] = "oracle"
+    colour: ClassVar[str] = "#7f1320"
+    oracle: ClassVar[bool] = True
 
     def reset(self) -> None:
         self.matches: int | None = None

@@ -19,6 +19,9 @@ from gammatune.policies.fixed import Fixed
 class PMin(Fixed):
     """The defaults of 2025. gamma: llama.cpp's --draft-max. The forward that made the dropped token is paid for."""
 
+    name: ClassVar[str] = "p_min"
+    title: ClassVar[str] = "llama.cpp p-min 0.75"
+    colour: ClassVar[str] = "#207f13"
     watches_draft: ClassVar[bool] = True
 
     stop_token: str = "exclude"
@@ -31,11 +34,3 @@ class PMin(Fixed):
 
     def keep_drafting(self, signal: DraftSignal) -> bool:
         return signal.top1 >= self.p_min
-
-
-@dataclass
-class PMin2026(PMin):
-    """The defaults of 2026: three tokens, nothing stops them."""
-
-    gamma: int = 3
-    p_min: float = 0.0

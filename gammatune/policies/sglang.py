@@ -30,8 +30,11 @@ class SGLangWalk(Policy):
     carry: "never" by default, since a server keeps this state for its lifetime.
     """
 
-    gamma_is_start: ClassVar[bool] = True
-    kept: ClassVar[tuple[str, ...]] = ("gamma_now", "mean", "rounds_seen")
+    name: ClassVar[str] = "sglang_walk"
+    title: ClassVar[str] = "SGLang walk"
+    colour: ClassVar[str] = "#77d8d8"
+    adapts_gamma: ClassVar[bool] = True
+    state_fields: ClassVar[tuple[str, ...]] = ("gamma_now", "mean", "rounds_seen")
 
     carry: str = "never"
     gamma: int = 3

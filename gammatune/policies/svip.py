@@ -22,6 +22,9 @@ from gammatune.policies.fixed import Fixed
 class SVIP(Fixed):
     """The released rule. factor: of the entropy. threshold: of the root. gamma: most tokens in a block (40 in the code)."""
 
+    name: ClassVar[str] = "svip"
+    title: ClassVar[str] = "SVIP"
+    colour: ClassVar[str] = "#6c33cc"
     watches_draft: ClassVar[bool] = True
 
     gamma: int = 40
@@ -35,10 +38,3 @@ class SVIP(Fixed):
 
     def keep_drafting(self, signal: DraftSignal) -> bool:
         return sqrt(self.factor * signal.entropy) <= self.threshold
-
-
-@dataclass
-class SVIPPaper(SVIP):
-    """The paper's equation read literally: factor 1."""
-
-    factor: float = 1.0

@@ -14,13 +14,6 @@ from gammatune.records import Round
 
 
 @dataclass
-class HFConstant(Fixed):
-    """num_assistant_tokens_schedule="constant" with the confidence test off; 20 tokens is the default since 4.46."""
-
-    gamma: int = 20
-
-
-@dataclass
 class HFHeuristic(Policy):
     """num_assistant_tokens_schedule="heuristic": +2 after a full acceptance, else -1, never under 1, no upper bound.
 
@@ -29,8 +22,11 @@ class HFHeuristic(Policy):
     in rounds that ended early.
     """
 
-    gamma_is_start: ClassVar[bool] = True
-    kept: ClassVar[tuple[str, ...]] = ("gamma_now",)
+    name: ClassVar[str] = "hf_heuristic"
+    title: ClassVar[str] = "HF heuristic"
+    colour: ClassVar[str] = "#009e73"
+    adapts_gamma: ClassVar[bool] = True
+    state_fields: ClassVar[tuple[str, ...]] = ("gamma_now",)
 
     gamma: int = 5
     full: str = "drafted"
@@ -62,6 +58,9 @@ class HFConfidence(Fixed):
     ("include"). threshold 0 switches the test off.
     """
 
+    name: ClassVar[str] = "hf_confidence"
+    title: ClassVar[str] = "HF confidence"
+    colour: ClassVar[str] = "#e69f00"
     watches_draft: ClassVar[bool] = True
 
     gamma: int = 20

@@ -22,6 +22,7 @@ trap: it never falls as the length grows, so the longest arm wins.
 
 from dataclasses import dataclass, field
 from math import log, log1p, sqrt
+from typing import ClassVar
 
 from gammatune.policies.base import Policy, require
 from gammatune.records import Round
@@ -37,6 +38,10 @@ class UCB(Policy):
     radius: "paper", or "none" for the best mean. risk: the paper's delta. warmup_rounds: rounds of round robin, at least
     one per arm.
     """
+
+    name: ClassVar[str] = "ucb"
+    title: ClassVar[str] = "UCB"
+    colour: ClassVar[str] = "#132e7f"
 
     arms: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     reward: str = "throughput"
@@ -95,12 +100,3 @@ class UCB(Policy):
         count = len(self.arms)
         values = [state[key] for key in self.keys]
         self.pulls, self.means = values[:count], values[count:]
-
-
-@dataclass
-class UCBReleased(UCB):
-    """What the released code does, with our modelled reward: the best mean after seven rounds of round robin over 1 to 4."""
-
-    arms: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
-    radius: str = "none"
-    warmup_rounds: int = 7

@@ -112,7 +112,7 @@ def from_ratio(c: float) -> CostCurve:
 def price(replay: Replay, prompts, curve: CostCurve, watched: bool, drafts: bool | None = None) -> np.ndarray:
     """What each turn of a replay costs [turns], in the curve's unit.
 
-    prompts: the walks of the replay, or their prompt tokens [turns]. watched: the policy's watches_draft. drafts: whether
+    prompts: the turns of the replay, or their prompt tokens [turns]. watched: the policy's watches_draft. drafts: whether
     the draft reads the prompt too, which it does for every policy but "ar"; None: whether the replay drafted at all.
     The policy's own time is not in the price.
     """

@@ -142,8 +142,9 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
     This loop runs millions of times in a sweep: one Round is reused, methods are looked up once, and what PolicySession
     checks is checked in place.
     """
-    plan, observe, oracle = policy.plan, policy.observe, policy.needs_foresight
-    context, drafted, accepted, forwards = attrgetter("context", "drafted", "accepted", "forwards")(columns)
+    plan, observe, oracle = policy.plan, policy.observe, policy.oracle
+    context, drafted = columns.context.append, columns.drafted.append
+    accepted, forwards = columns.accepted.append, columns.forwards.append
     finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token
     place, tokens, prompt, matches = 0, turn.tokens, turn.prompt_tokens, turn.starts.matches
     call, references = "plan", getrefcount(finished)
@@ -173,11 +174,12 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             if place < tokens:  # else the answer's last token was accepted: an end of sequence, which leaves no bonus
                 place += 1
                 finished.emitted += 1
-            context.append(finished.context)
-            drafted.append(block.drafted)
-            accepted.append(block.accepted)
-            forwards.append(finished.forwards)
-            columns.beyond += block.beyond
+            context(finished.context)
+            drafted(block.drafted)
+            accepted(block.accepted)
+            forwards(finished.forwards)
+            if block.beyond:
+                columns.beyond += 1
             call = "observe"
             observe(finished)
             if getrefcount(finished) > references:
@@ -195,10 +197,10 @@ def draft_block(turn: ReplayTurn, place: int, planned: int, policy: Policy, bloc
     starts = turn.starts
     room = turn.budget - place - 1  # the last token that the budget allows is left to the target
     limit = planned if planned < room else room
-    matches, end, supply = starts.matches[place], starts.end[place], starts.supply[place]
-    drafted = min(limit, end, supply)
+    matches, reach = starts.matches[place], starts.reach[place]
+    drafted = limit if limit < reach else reach
     stopped = 0  # tokens made when the policy said no
-    block.beyond = drafted > starts.depth[place]
+    block.beyond = starts.depth is not None and drafted > starts.depth[place]
     if policy.watches_draft:
         stopped = ask_policy(starts, place, drafted, policy, block)
         drafted = stopped or drafted
@@ -206,7 +208,7 @@ def draft_block(turn: ReplayTurn, place: int, planned: int, policy: Policy, bloc
     if stopped and policy.stop_token == "exclude":
         drafted -= 1
         block.stop = "policy"
-    elif drafted == end:
+    elif drafted == reach and starts.ends[place]:
         block.stop = "eos"
     elif drafted == planned:
         block.stop = "length"

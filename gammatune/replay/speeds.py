@@ -23,7 +23,7 @@ class Bench:
     question; tokens: [questions]. tuning marks the half of each task's questions that settings may be chosen on.
     """
 
-    walks: list[ReplayTurn]
+    turns: list[ReplayTurn]
     curve: CostCurve
     task: np.ndarray
     question_id: np.ndarray
@@ -33,10 +33,10 @@ class Bench:
 
     def speeds(self, policy: Policy) -> np.ndarray:
         """Modelled tokens per second of each question [questions], all its turns together."""
-        return self.speeds_of(replay(self.walks, policy), policy.watches_draft)
+        return self.speeds_of(replay(self.turns, policy), policy.watches_draft)
 
     def speeds_of(self, done: Replay, watched: bool) -> np.ndarray:
-        milliseconds = price(done, self.walks, self.curve, watched)
+        milliseconds = price(done, self.turns, self.curve, watched)
         return 1000 * self.tokens / np.bincount(self.question_of, milliseconds, minlength=len(self.tokens))
 
 
@@ -47,7 +47,7 @@ def build_bench(table: AcceptanceTable, curve: CostCurve) -> Bench:
     question_of = np.array([place[turn.task, turn.question_id] for turn in table.turns])
     task = np.array([key[0] for key in keys])
     return Bench(
-        walks=prepare(table),
+        turns=prepare(table),
         curve=curve,
         task=task,
         question_id=np.array([key[1] for key in keys]),

@@ -1,6 +1,6 @@
 """Every number that a report prints, each definition under its own name; docs/metrics.md has the same list for readers.
 
-`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.report.frames; each function takes the rows of
+`turns`, `questions` and `rounds` are (parts of) the frames of gammatune.runs.frames; each function takes the rows of
 one arm. A ratio whose denominator is zero (acceptance of an arm that never drafts) is NaN.
 """
 
@@ -46,7 +46,7 @@ def tokens_per_target_forward(turns: pd.DataFrame) -> float:
 
 
 def wasted_draft_fraction(turns: pd.DataFrame) -> float:
-    """(drafted - accepted) / drafted: tokens that were verified in vain. Equals 1 - acceptance_rate."""
+    """(drafted - accepted) / drafted: tokens that the target rejected. Equals 1 - acceptance_rate."""
     return ratio(turns["drafted"].sum() - turns["accepted"].sum(), turns["drafted"].sum())
 
 
@@ -59,7 +59,7 @@ def wasted_forward_fraction(turns: pd.DataFrame) -> float:
 
 
 def conditional_acceptance(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Per position i (from 1) of a block: the chance that draft token i stands, given that all before it stood.
+    """Per position i (from 1) of a block: the chance that draft token i is accepted, given that all before it were.
 
     accepted_i = rounds with accepted >= i, reached_i = rounds with drafted >= i and accepted >= i - 1; frame indexed by
     position with columns reached, accepted, rate = accepted_i / reached_i. Source: NVIDIA specdec_bench.
@@ -125,11 +125,6 @@ def gain_over_mean_fixed(questions: pd.DataFrame, policy: str) -> float:
     return float(common[policy].mean() / common["fixed"].mean()) if len(common) >= 2 else float("nan")
 
 
-def prefill_share(turns: pd.DataFrame) -> float:
-    """sum prefill time / sum wall time: the part of a turn that no draft length can shorten."""
-    return ratio(turns["prefill_ms"].sum(), turns["wall_ms"].sum())
-
-
 def time_split(turns: pd.DataFrame) -> dict[str, float]:
     """Shares of wall time: prefill, draft, verify, policy, and other (what no clock of the loop covers). They sum to 1.
 
@@ -146,3 +141,15 @@ def quantiles(values: pd.Series) -> dict[str, float]:
     """Quartiles, and the 99th percentile only from 1,000 values on: below that it is little else than the maximum."""
     levels = [25, 50, 75] + ([99] if len(values) >= 1000 else [])
     return {f"p{level}": float(np.percentile(values, level)) for level in levels}
+
+
+# The metrics of one arm on its own, in the order of the columns of details.csv
+PER_ARM = (
+    tokens_per_second,
+    mean_accepted_tokens,
+    tokens_per_target_forward,
+    acceptance_rate,
+    acceptance_rate_per_question,
+    wasted_draft_fraction,
+    wasted_forward_fraction,
+)

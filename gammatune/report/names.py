@@ -1,29 +1,7 @@
-"""How arms and tasks are called in tables and figures, and in which order tasks stand."""
+"""How arms and tasks are called in tables and figures."""
 
-from gammatune.config import TASKS
+from gammatune.policies import POLICIES
 
-POLICIES = {
-    "ar": "autoregressive",
-    "fixed": "fixed",
-    "gammatune": "GammaTune",
-    "gammatune_plus": "GammaTune+",
-    "hf_constant": "HF constant",
-    "hf_heuristic": "HF heuristic",
-    "hf_confidence": "HF confidence",
-    "hf_confidence_online": "HF online threshold",
-    "svip": "SVIP",
-    "svip_paper": "SVIP (paper's form)",
-    "adaedl": "AdaEDL",
-    "p_min": "llama.cpp p-min 0.75",
-    "p_min_2026": "llama.cpp p-min 0",
-    "cumulative": "cumulative 0.7",
-    "cumulative_strict": "cumulative 0.3",
-    "sglang_walk": "SGLang walk",
-    "ucb": "UCB",
-    "ucb_released": "UCB (released form)",
-    "tuned_fixed": "tuned fixed",
-    "oracle": "oracle",
-}
 TASK_NAMES = {
     "mt_bench": "MT-Bench",
     "translation": "Translation",
@@ -32,17 +10,11 @@ TASK_NAMES = {
     "math_reasoning": "Math",
     "rag": "RAG",
 }
-OVERALL = "overall"
-
-
-def order_tasks(tasks) -> list[str]:
-    """Spec-Bench's order, tasks of other question sets after them."""
-    present = set(tasks)
-    return [task for task in TASKS if task in present] + sorted(present - set(TASKS))
 
 
 def policy_name(policy: str) -> str:
-    return POLICIES.get(policy, policy)
+    option = POLICIES.options.get(policy)
+    return option.title if option else policy
 
 
 def task_name(task: str) -> str:

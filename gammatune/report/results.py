@@ -1,50 +1,51 @@
-"""The numbers of one run in one frame, from which its tables and its figures are made."""
+"""The numbers of a stored run as frames, from which its tables and figures are made."""
 
 from functools import lru_cache
 
 import pandas as pd
 
 from gammatune.report import metrics, statistics
-from gammatune.report.names import OVERALL, order_tasks
 from gammatune.runs.store import BASELINE, StoredRun
+from gammatune.studies.headline import OVERALL, order_tasks
+
+RATIOS = ["speedup", "speedup_std", "speedup_low", "speedup_high", "speedup_total", "repetitions_low", "repetitions_high"]
 
 
 @lru_cache(maxsize=4)
 def results_table(run: StoredRun) -> pd.DataFrame:
-    """One row per task and arm, and per arm over all questions (task "overall"), with every headline metric as a number."""
+    """One row per task and arm, and per arm over all questions (task "overall"), with every metric."""
     tasks = order_tasks(run.questions["task"])
     parts = [(task, run.questions[run.questions["task"] == task]) for task in tasks] + [(OVERALL, run.questions)]
     return pd.DataFrame([results_row(run, arm, task, part) for task, part in parts for arm in run.arms])
 
 
 def results_row(run: StoredRun, arm, task: str, part: pd.DataFrame) -> dict:
-    rows = part[part["label"] == arm.label]
+    rows, baseline = part[part["label"] == arm.label], part[part["label"] == BASELINE]
     row = {"task": task, "label": arm.label, "policy": arm.policy, "gamma": arm.gamma}
-    row |= {"questions": rows[["task", "question_id"]].drop_duplicates().shape[0]}
-    row |= speed_columns(rows, part[part["label"] == BASELINE], run.has_baseline)
-    row |= {
-        "tokens_per_second": metrics.tokens_per_second(rows),
-        "mean_accepted_tokens": metrics.mean_accepted_tokens(rows),
-        "tokens_per_target_forward": metrics.tokens_per_target_forward(rows),
-        "acceptance_rate": metrics.acceptance_rate(rows),
-        "acceptance_rate_per_question": metrics.acceptance_rate_per_question(rows),
-        "wasted_draft_fraction": metrics.wasted_draft_fraction(rows),
-        "wasted_forward_fraction": metrics.wasted_forward_fraction(rows),
-    }
-    return row
+    row |= {"questions": len(rows[["task", "question_id"]].drop_duplicates())} | dict.fromkeys(RATIOS, float("nan"))
+    if run.has_baseline:  # without one, or with random weights, no ratio of speeds may be formed
+        low, high = statistics.speedup_interval(rows, baseline)
+        row |= {"speedup": metrics.speedup(rows, baseline), "speedup_std": metrics.speedup_spread(rows, baseline)}
+        row |= {"speedup_low": low, "speedup_high": high, "speedup_total": metrics.speedup_total(rows, baseline)}
+        low, high = statistics.repetition_interval(statistics.speedup_per_repetition(rows, baseline))
+        row |= {"repetitions_low": low, "repetitions_high": high}
+    return row | {metric.__name__: metric(rows) for metric in metrics.PER_ARM}
 
 
-def speed_columns(rows: pd.DataFrame, baseline: pd.DataFrame, comparable: bool) -> dict[str, float]:
-    """Everything that is a ratio to the autoregressive arm; NaN throughout where that ratio may not be formed."""
-    names = ["speedup", "speedup_std", "speedup_low", "speedup_high", "speedup_total", "repetitions_low", "repetitions_high"]
-    if not comparable:
-        return dict.fromkeys(names, float("nan"))
-    repeated = statistics.speedup_per_repetition(rows, baseline)
-    values = [
-        metrics.speedup(rows, baseline),
-        metrics.speedup_spread(rows, baseline),
-        *statistics.speedup_interval(rows, baseline),
-        metrics.speedup_total(rows, baseline),
-        *statistics.repetition_interval(repeated),
-    ]
-    return dict(zip(names, values, strict=True))
+def timing_table(run: StoredRun) -> pd.DataFrame:
+    """One row per arm: shares of wall time, and quantiles of the wall time of a turn in milliseconds."""
+    rows = []
+    for label, turns in run.turns.groupby("label", sort=False):
+        shares, quantiles = metrics.time_split(turns), metrics.quantiles(turns["wall_ms"])
+        row = {"label": label} | {f"{part}_share": share for part, share in shares.items()}
+        rows.append(row | {f"turn_ms_{name}": ms for name, ms in quantiles.items()})
+    return pd.DataFrame(rows)
+
+
+def position_table(run: StoredRun) -> pd.DataFrame:
+    """Per drafting arm and position of a block: how often it was reached, and the chance that its token is accepted."""
+    tables = {label: metrics.conditional_acceptance(rounds) for label, rounds in run.rounds.groupby("label", sort=False)}
+    drafting = {label: table for label, table in tables.items() if len(table)}
+    if not drafting:
+        return pd.DataFrame(columns=["label", "position", "reached", "accepted", "rate"])
+    return pd.concat(drafting, names=["label"]).reset_index()

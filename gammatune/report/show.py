@@ -1,11 +1,11 @@
-"""One answer, token by token: which tokens the draft guessed, which the target corrected or added."""
+"""One answer, token by token: which tokens the draft proposed, which the target corrected or added."""
 
 from html import escape
 
 from gammatune.errors import UserError
 from gammatune.records import TurnLog
 from gammatune.report.names import arm_names
-from gammatune.runs.store import BASELINE, Arm, StoredRun
+from gammatune.runs.store import BASELINE, StoredArm, StoredRun
 
 KINDS = {
     "accepted": "drafted and accepted",
@@ -21,16 +21,16 @@ def mark_tokens(turn: TurnLog) -> list[tuple[int, str]]:
     """(token id, kind) of every output token; kind is a key of KINDS.
 
     A round emits its accepted tokens and then, unless an accepted end of sequence cut it, one token of the target: the
-    correction if a drafted token fell, the bonus if all stood, a plain step if nothing was drafted.
+    correction after a rejection, the bonus token after a full acceptance, a plain step if nothing was drafted.
     """
     kinds = []
     for r in turn.rounds:
-        own = "target" if r.drafted == 0 else "bonus" if r.accepted == r.drafted else "corrected"
-        kinds += ["accepted"] * r.accepted + [own] * (r.emitted - r.accepted)
+        last = "target" if r.drafted == 0 else "bonus" if r.accepted == r.drafted else "corrected"
+        kinds += ["accepted"] * r.accepted + [last] * (r.emitted - r.accepted)
     return list(zip(turn.output_ids, kinds, strict=True))
 
 
-def choose_arm(run: StoredRun, label: str | None = None) -> Arm:
+def choose_arm(run: StoredRun, label: str | None = None) -> StoredArm:
     """The arm of that label; without one a GammaTune arm if there is one, else any that drafts. Raises UserError."""
     if label is not None:
         return run.arm(label)
@@ -38,7 +38,7 @@ def choose_arm(run: StoredRun, label: str | None = None) -> Arm:
     return min(drafting or run.arms, key=lambda arm: not arm.policy.startswith("gammatune"))
 
 
-def choose_turns(arm: Arm, question: int | None = None) -> list[TurnLog]:
+def choose_turns(arm: StoredArm, question: int | None = None) -> list[TurnLog]:
     """All turns of one question in the first repetition; without an id the first question. Raises UserError."""
     first = [turn for turn in arm.turns if turn.repetition == arm.turns[0].repetition]
     wanted = first[0].question_id if question is None else question
@@ -50,7 +50,7 @@ def choose_turns(arm: Arm, question: int | None = None) -> list[TurnLog]:
     return turns
 
 
-def headline(run: StoredRun, arm: Arm, turn: TurnLog) -> str:
+def headline(run: StoredRun, arm: StoredArm, turn: TurnLog) -> str:
     drafted, accepted = (sum(getattr(r, name) for r in turn.rounds) for name in ("drafted", "accepted"))
     return (
         f"question {turn.question_id} ({turn.task}, turn {turn.turn + 1}), {arm_names(run.arms)[arm.label]}: "
@@ -58,17 +58,20 @@ def headline(run: StoredRun, arm: Arm, turn: TurnLog) -> str:
     )
 
 
+def piece(run: StoredRun, token: int) -> str:
+    """Text of a token; the bare id where the run stored none."""
+    return run.pieces.get(token, f"<{token}>")
+
+
 def answer_text(run: StoredRun, turn: TurnLog, coloured: bool) -> str:
     """The answer for a terminal, with ANSI colours if `coloured`."""
-    marked = mark_tokens(turn)
-    if not coloured:
-        return "".join(piece(run, token) for token, _ in marked)
-    return "".join(paint(piece(run, token), kind) for token, kind in marked)
+    colour = paint if coloured else lambda text, kind: text
+    return "".join(colour(piece(run, token), kind) for token, kind in mark_tokens(turn))
 
 
-def legend_text(coloured: bool) -> str:
-    """What the colours mean; empty without colours."""
-    return "  ".join(paint(meaning, kind) for kind, meaning in KINDS.items()) if coloured else ""
+def legend_text() -> str:
+    """What the colours of a terminal mean."""
+    return "  ".join(paint(meaning, kind) for kind, meaning in KINDS.items())
 
 
 def paint(text: str, kind: str) -> str:
@@ -88,8 +91,3 @@ def answer_html(run: StoredRun, turn: TurnLog) -> str:
 def span(text: str, kind: str) -> str:
     style = f"{HTML[kind]};color:#111;border-radius:3px;padding:1px 0;margin-right:1px" if HTML[kind] else ""
     return f'<span style="{style}" title="{KINDS[kind]}">{escape(text)}</span>'
-
-
-def piece(run: StoredRun, token: int) -> str:
-    """Text of a token; the bare id where the run stored none."""
-    return run.pieces.get(token, f"<{token}>")

@@ -1,21 +1,15 @@
 """One look for all figures, and how they are saved: PNG at 150 dpi and SVG, the same bytes from the same data."""
 
+import hashlib
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart under every common colour blindness.
-COLOURS = {
-    "ar": "#000000",
-    "fixed": "#8a8f98",
-    "gammatune": "#0072b2",
-    "gammatune_plus": "#d55e00",
-    "hf_constant": "#cc79a7",
-    "hf_heuristic": "#009e73",
-    "hf_confidence": "#e69f00",
-}
-MARKERS = {"fixed": "s", "gammatune": "o", "gammatune_plus": "^"}
-OTHER = "#56b4e9"
+from gammatune.policies import POLICIES
+
+#: For policies that bring no colour of their own; none of these is near a shipped policy's
+OTHERS = ("#cc33cc", "#cc336c", "#33cc6c", "#137f7f", "#6b4935", "#cc3333", "#91b27c", "#33a5cc")
+MARKER = "D"
 INK = "#22262b"
 
 STYLE = {
@@ -48,13 +42,25 @@ STYLE = {
 
 
 def colour(policy: str) -> str:
-    return COLOURS.get(policy, OTHER)
+    """The policy's own colour, else one that depends on its name alone, so that it is the same in every figure."""
+    option = POLICIES.options.get(policy)
+    if option and option.colour:
+        return option.colour
+    return OTHERS[int(hashlib.sha256(policy.encode()).hexdigest(), 16) % len(OTHERS)]
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write name.png and name.svg without dates; returns both paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(files[0])
-    figure.savefig(files[1], metadata={"Date": None})
+def marker(policy: str) -> str:
+    option = POLICIES.options.get(policy)
+    return option.marker if option and option.marker else MARKER
+
+
+def save(figures: dict[str, Figure | None], folder: Path) -> list[Path]:
+    """Write NAME.png and NAME.svg without dates, of every figure that there is; returns the paths."""
+    files = []
+    for name, figure in figures.items():
+        if figure is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            figure.savefig(folder / f"{name}.png")
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            files += [folder / f"{name}.png", folder / f"{name}.svg"]
     return files

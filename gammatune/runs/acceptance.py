@@ -21,7 +21,7 @@ from gammatune.records import TurnLog
 from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
 from gammatune.runs.session import Session
 from gammatune.tasks.prompts import answer_text
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 # (question, turn, prompt ids) -> the target's own greedy answer
 Answer = Callable[[Question, int, list[int]], Generation | TurnLog]

@@ -1,7 +1,7 @@
 """Clocks and load while a run works, sampled by a child process so that the timed one is left alone.
 
-Run as a file, it imports nothing of this package: python monitor.py FILE PERIOD_S PARENT_PID appends a JSON line per sample
-until its parent is gone or ends it.
+Run as a file, it imports nothing of this package: python monitor.py FILE PERIOD_S PARENT_PID GPU appends a JSON line per
+sample until its parent is gone or ends it. GPU: the UUID of the device that decodes, empty on a CPU.
 """
 
 import json
@@ -16,9 +16,12 @@ PERIOD_S = 2.0
 
 
 @contextmanager
-def watch_machine(file: Path, period_s: float = PERIOD_S):
-    """Sample into `file` while the block runs; a machine that cannot be sampled is no reason to stop a run."""
-    command = [sys.executable, __file__, str(file), str(period_s), str(os.getpid())]
+def watch_machine(file: Path, period_s: float = PERIOD_S, gpu: str = ""):
+    """Sample into `file` while the block runs; a machine that cannot be sampled is no reason to stop a run.
+
+    gpu: UUID of the device that decodes (`gpu_uuid`), empty on a CPU.
+    """
+    command = [sys.executable, __file__, str(file), str(period_s), str(os.getpid()), gpu]
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except OSError:
@@ -45,13 +48,18 @@ def read_cpu_mhz() -> float | None:
     return round(sum(clocks) / len(clocks), 1) if clocks else None
 
 
-def open_gpu():
-    """(NVML, handle of the first GPU), or None without the [gpu] extra, a driver or a GPU."""
+def open_gpu(uuid: str):
+    """(NVML, handle of that GPU), or None without a UUID, the [gpu] extra, a driver or such a GPU.
+
+    By UUID, since torch counts the devices that CUDA_VISIBLE_DEVICES leaves and NVML counts all.
+    """
+    if not uuid:
+        return None
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        return pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid)
     except Exception:  # NVML has its own errors, and none of them matters here
         return None
 
@@ -67,8 +75,8 @@ def read_gpu(gpu) -> dict:
     }
 
 
-def main(file: str, period_s: str, parent: str) -> None:
-    gpu = open_gpu()
+def main(file: str, period_s: str, parent: str, uuid: str) -> None:
+    gpu = open_gpu(uuid)
     with Path(file).open("a", buffering=1) as log:
         while os.getppid() == int(parent):
             log.write(json.dumps(sample(gpu)) + "\n")

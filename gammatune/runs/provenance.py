@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gammatune import __version__
+from gammatune.runs.monitor import open_gpu
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "datasets", "safetensors", "gguf", "accelerate")
 
@@ -51,22 +52,22 @@ def name_cpu() -> str:
 
 def describe_gpu(device: torch.device) -> dict | None:
     """Clocks, power limit and driver where NVML is installed (the [gpu] extra)."""
-    if device.type != "cuda":
-        return None
-    try:
-        import pynvml
+    opened = open_gpu(gpu_uuid(device))
+    if opened is None:
+        return None if device.type == "cpu" else {"error": "NVML does not know this GPU, or is not installed"}
+    nvml, handle = opened
+    return {
+        "sm_clock_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "sm_clock_max_mhz": nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+        "power_limit_w": nvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
+        "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+        "driver": str(nvml.nvmlSystemGetDriverVersion()),
+    }
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-        return {
-            "sm_clock_mhz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "sm_clock_max_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM),
-            "power_limit_w": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
-            "temperature_c": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-            "driver": str(pynvml.nvmlSystemGetDriverVersion()),
-        }
-    except Exception as error:  # a missing library or driver must not stop a run
-        return {"error": f"{type(error).__name__}: {error}"}
+
+def gpu_uuid(device: torch.device) -> str:
+    """Of the device as NVML names it; empty on a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
 
 
 def describe_commit() -> str | None:

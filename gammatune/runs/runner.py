@@ -9,18 +9,19 @@ from tqdm import tqdm
 from gammatune.compose import plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.drafters.base import refuse_watching
 from gammatune.errors import UserError
+from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
-from gammatune.runs.cells import Cell, RunFolder, content_hash, hold_folder, open_run, read_json, write_json
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.monitor import watch_machine
-from gammatune.runs.provenance import describe_environment, measure_peaks
+from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, open_session
+from gammatune.runs.store import Cell, RunFolder, open_run
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
 @dataclass
@@ -44,11 +45,7 @@ class Runner:
         self.session: Session = open_session(config)
         self.questions: list[Question] = self.session.questions.questions
         name = f"{self.session.pair.name}-{config.tasks.name}"
-        arms = plan_arms(config)
-        for arm in arms:
-            if arm.policy.watches_draft and not self.session.engine.drafter.signals:
-                refuse_watching(self.session.engine.drafter, arm.policy_name)
-        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), arms)
+        self.folder: RunFolder = open_run(Path(config.results), name, self.shared(), plan_arms(config))
 
     def shared(self) -> dict:
         """What all arms have in common; together with a policy's settings it names a cell."""
@@ -77,7 +74,7 @@ class Runner:
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
-                with watch_machine(self.folder.path / "machine.jsonl"):
+                with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
                     self.warm_up()
                     self.answer_all(progress)
             if not all(arm.cell.read_done() for arm in progress):
@@ -139,11 +136,11 @@ class Runner:
         )
 
     def warm_up(self) -> None:
-        """Every block length that an arm can meet: its own where it never changes, up to DEPTH where it does."""
+        """Every block length that an arm can meet: its own where it learns nothing, any up to DEPTH where it does."""
         policies = [cell.arm.policy for cell in self.folder.cells]
-        steady = {policy.plan() for policy in policies if not (policy.gamma_is_start or policy.kept or policy.watches_draft)}
-        moving = range(DEPTH + 1) if any(p.gamma_is_start or p.kept or p.watches_draft for p in policies) else ()
-        self.session.warm_up(sorted(steady | set(moving)), any(policy.watches_draft for policy in policies))
+        learning = any(policy.watches_draft or type(policy).observe is not Policy.observe for policy in policies)
+        lengths = {cell.arm.gamma or 0 for cell in self.folder.cells} | set(range(DEPTH + 1) if learning else ())
+        self.session.warm_up(sorted(lengths), any(policy.watches_draft for policy in policies))
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""
@@ -197,9 +194,9 @@ class Runner:
 
     def finish(self, progress: list[Progress]) -> None:
         """Judge every arm against the reference and write its last word."""
-        reference, greedy = self.folder.reference, self.config.decode.greedy
+        reference = list(group_questions(self.folder.reference))
         for arm in progress:
-            summary = judge_cell(self.session, reference, arm.cell, greedy)
+            summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.session.pair.device))

@@ -9,11 +9,11 @@ from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.loop import Engine, build_engine, generate_speculative
 from gammatune.drafters.base import Drafter
 from gammatune.drafters.model import DraftModel
-from gammatune.models.pairs import Pair, load_pair
+from gammatune.models.pair import Pair, load_pair
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import Question, QuestionSet, load_questions
+from gammatune.tasks.questions import Question, QuestionSet, load_questions
 
 DEPTH = 24  # draft steps that tables record, and the longest block that is warmed up
 
@@ -94,11 +94,12 @@ class Session:
 
 def open_session(config: RunConfig, endless: bool = False) -> Session:
     """Load what a config names. endless: nothing ends an answer, for measuring. Raises UserError."""
-    drafter: Drafter = next(iter(config.drafter.values()), None) or DraftModel()
+    drafter: Drafter = config.drafter or DraftModel()
     questions = load_questions(config.tasks)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
+    needs = drafter.needs_draft_model
+    pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype, with_draft=needs)
     if endless:
         pair = replace(pair, eos_ids=())
     return Session(config, questions, build_engine(pair, config.runtime.name, drafter))

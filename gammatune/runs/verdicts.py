@@ -5,14 +5,18 @@ from itertools import zip_longest
 from gammatune.decoding.exactness import compare_answers
 from gammatune.errors import UserError
 from gammatune.records import TurnLog
-from gammatune.runs.cells import Cell, RunFolder, write_json
+from gammatune.runs.files import write_json
 from gammatune.runs.session import Session
+from gammatune.runs.store import Cell, RunFolder, read_log
 from gammatune.tasks.prompts import answer_text
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 
-def judge_cell(session: Session, reference: Cell, cell: Cell, greedy: bool) -> dict:
-    """Counts and verdict of one cell. Sampled answers cannot be compared one to one: exact is None there."""
+def judge_cell(session: Session, reference: list[list[TurnLog]], cell: Cell, greedy: bool) -> dict:
+    """Counts and status of one cell. reference: the autoregressive arm's turns, by question.
+
+    Sampled answers cannot be compared one to one: exact is None there.
+    """
     summary = {
         "status": "ok",
         "exact": True if greedy else None,
@@ -36,24 +40,22 @@ def judge_cell(session: Session, reference: Cell, cell: Cell, greedy: bool) -> d
     return summary
 
 
-def pair_questions(reference: Cell, cell: Cell):
+def pair_questions(reference: list[list[TurnLog]], cell: Cell):
     """Yield (reference turns, cell turns) question by question; both logs are in the same order.
 
     An arm that failed has fewer questions, which are then a prefix of the reference's; one whose reference failed gets [].
     """
-    for wanted, got in zip_longest(group_questions(reference), group_questions(cell), fillvalue=[]):
+    for wanted, got in zip_longest(reference, group_questions(cell), fillvalue=[]):
         if not got:
             return
         if wanted and (wanted[0].question_id, wanted[0].repetition) != (got[0].question_id, got[0].repetition):
-            raise UserError(
-                f"{cell.folder} and {reference.folder} hold different questions: delete both folders and run again."
-            )
+            raise UserError(f"{cell.folder} holds other questions than the run's ar arm: delete both folders and run again.")
         yield wanted, got
 
 
 def group_questions(cell: Cell):
     group: list[TurnLog] = []
-    for _, turn in cell.read_turns():
+    for turn in (logged.turn for logged in read_log(cell.turns_file)):
         if group and (turn.question_id, turn.repetition) != (group[0].question_id, group[0].repetition):
             yield group
             group = []
@@ -85,7 +87,7 @@ def write_pieces(folder: RunFolder, tokenizer) -> None:
 
     Decoded after an anchor, because some tokenizers drop the space before a first word.
     """
-    ids = {token for cell in folder.cells for _, turn in cell.read_turns() for token in turn.output_ids}
+    ids = {token for cell in folder.cells for logged in read_log(cell.turns_file) for token in logged.turn.output_ids}
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     prefix = tokenizer.decode(anchor)
     pieces = {str(token): tokenizer.decode([*anchor, token]).removeprefix(prefix) for token in sorted(ids)}

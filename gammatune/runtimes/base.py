@@ -6,11 +6,11 @@ from typing import Protocol
 
 import torch
 
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
+from gammatune.runtimes import cuda, native
 from gammatune.runtimes.cuda import GraphedModel
-from gammatune.runtimes.cuda_layers import why_not_graphed
 from gammatune.runtimes.eager import EagerModel
-from gammatune.runtimes.native import NativeModel, why_not_native
+from gammatune.runtimes.native import NativeModel
 
 
 class Model(Protocol):
@@ -53,9 +53,9 @@ def build_models(pair: Pair, runtime: str) -> Models:
     """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form."""
     rows = pair.vocab_size if pair.draft_ids is None else len(pair.draft_ids)
     if runtime == "compiled":
-        compiled, why_not = (GraphedModel, why_not_graphed) if pair.device.type == "cuda" else (NativeModel, why_not_native)
+        compiled, refusal = (GraphedModel, cuda.refusal) if pair.device.type == "cuda" else (NativeModel, native.refusal)
         models = {"target": pair.target} | ({"draft": pair.draft} if pair.draft is not None else {})
-        found = [f"{role}: {reason}" for role, model in models.items() if (reason := why_not(model))]
+        found = [f"{role}: {reason}" for role, model in models.items() if (reason := refusal(model))]
         if not found:
             draft = None if pair.draft is None else compiled(pair.draft, rows, pair.context)
             return Models(compiled(pair.target, pair.vocab_size, pair.context), draft, "compiled")

@@ -1,13 +1,19 @@
 // One forward pass of a Llama over some tokens, on CPU threads: every weight is read once, at the speed of memory.
 //
-// Weights [out, in] lie in panels of PANEL rows, and in a panel line of 64 bytes by line: PANEL first lines, one of each row,
-// then PANEL second ones. So a pass reads them front to back. Keys lie in tiles [kv heads, positions / TILE, size, TILE], so
-// that the scores of TILE positions are sums of contiguous vectors; values as [kv heads, positions, size]. Weights, keys and
-// values are of type T (float or bfloat16); what lies between products is summed in float.
+// Each layer is RMS norm, QKV projection, RoPE with the write into the KV cache, attention (scores, softmax, weighted
+// values), output projection; then RMS norm, SwiGLU and down projection. RMS norm and LM head end the pass. Weights and KV
+// cache are of type T (float or bfloat16); all sums and the residual stream are float.
+//
+// Weights [out, in] lie in panels of PANEL rows, and in a panel line of 64 bytes by line: PANEL first lines, one of each
+// row, then PANEL second ones. So a pass reads them front to back. Keys lie in tiles [kv heads, positions / TILE, head size,
+// TILE], so that the scores of TILE positions are sums of contiguous vectors; values as [kv heads, positions, head size].
 //
 // One or two tokens are multiplied by vector instructions; from TILES_FROM on, where a processor has them, by tile
-// instructions (AMX), with which sixteen tokens cost about what one does. A step is a chain of phases with a barrier between;
-// in each, a thread takes its share of the panels, or of the heads.
+// instructions (AMX), with which sixteen tokens cost about what one does. Each kind adds up a row in one order, whatever the
+// count of tokens and threads, but the two orders differ: a token fed alone or with one other gives the same bits, and
+// without tiles (in float always) a token in any feed does.
+//
+// A pass is a chain of phases with a barrier between; in each, a thread takes its share of the panels, or of the heads.
 
 #include <cmath>
 #include <cstdint>
@@ -24,15 +30,17 @@
 
 namespace {
 
-constexpr int64_t LANES = 16, PANEL = 16, TILE = 32;  // floats in a vector; rows of a panel; positions of a tile of keys
-constexpr int64_t MOST = 6;        // tokens at a time, so that their sums stay in vector registers
-constexpr int64_t TILES_FROM = 3;  // tokens from which tile instructions are faster
+constexpr int64_t LANES = 16;       // floats in a vector
+constexpr int64_t PANEL = 16;       // rows of a panel of weights
+constexpr int64_t TILE = 32;        // positions of a tile of keys
+constexpr int64_t TOKEN_GROUP = 6;  // tokens at a time, so that their sums stay in vector registers
+constexpr int64_t TILES_FROM = 3;   // tokens from which tile instructions are faster
 using Floats = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
 using Halves = uint16_t __attribute__((vector_size(32)));
-struct bfloat { uint16_t bits; };
+struct bfloat16 { uint16_t bits; };
 
-Floats all(float value) { return Floats{} + value; }
+Floats broadcast(float value) { return Floats{} + value; }
 
 Floats load(const float* from) {
     Floats v;
@@ -40,7 +48,7 @@ Floats load(const float* from) {
     return v;
 }
 
-Floats load(const bfloat* from) {
+Floats load(const bfloat16* from) {
     Halves h;
     std::memcpy(&h, from, sizeof h);
     return (Floats)(__builtin_convertvector(h, Words) << 16);
@@ -48,7 +56,7 @@ Floats load(const bfloat* from) {
 
 void store(float value, float* to) { *to = value; }
 
-void store(float value, bfloat* to) {  // to the nearest, ties to even
+void store(float value, bfloat16* to) {  // to the nearest, ties to even
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     to->bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
@@ -56,14 +64,14 @@ void store(float value, bfloat* to) {  // to the nearest, ties to even
 
 void store(Floats v, float* to) { std::memcpy(to, &v, sizeof v); }
 
-void store(Floats v, bfloat* to) {
+void store(Floats v, bfloat16* to) {
     Words bits = (Words)v;
     Halves h = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, Halves);
     std::memcpy(to, &h, sizeof h);
 }
 
 // Weights come in the order in which they lie, so what is needed next is known
-void fetch_ahead(const void* now) { __builtin_prefetch((const char*)now + 8192, 0, 2); }
+void prefetch_after(const void* now) { __builtin_prefetch((const char*)now + 8192, 0, 2); }
 
 float sum(Floats v) {
     float total = 0;
@@ -71,35 +79,35 @@ float sum(Floats v) {
     return total;
 }
 
-// exp for arguments up to 0: 2^whole * 2^rest, the rest in [-1/2, 1/2] by its series; relative error under 1e-7
-Floats exponential(Floats x) {
+// exp of x <= 0: 2^whole * 2^rest, the rest in [-1/2, 1/2] by its series; relative error under 1e-7
+Floats exp_to_zero(Floats x) {
     Floats y = x * 1.44269504f;
-    y = y < -126.0f ? all(-126.0f) : y;
+    y = y < -126.0f ? broadcast(-126.0f) : y;
     Floats whole = (y + 12582912.0f) - 12582912.0f, r = y - whole;
-    Floats p = all(1.5403530e-4f);
+    Floats p = broadcast(1.5403530e-4f);
     for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) p = p * r + c;
     using Ints = int32_t __attribute__((vector_size(64)));
     return p * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
 Floats sigmoid(Floats x) {
-    Floats e = exponential(x < 0.0f ? x : -x);  // of -|x|
-    return (x < 0.0f ? e : all(1.0f)) / (1.0f + e);
+    Floats e = exp_to_zero(x < 0.0f ? x : -x);  // of -|x|
+    return (x < 0.0f ? e : broadcast(1.0f)) / (1.0f + e);
 }
 
 template <class T>
 constexpr int64_t LINE = 64 / sizeof(T);  // numbers in a cache line
 
-// sums[r][t] = row r of the lines at w . x row t; lines of one row lie PANEL lines apart
+// sums[r][t] = weight row r . x row t, for R rows of the panel at w; lines of one row lie PANEL lines apart
 template <int R, int N>
-void multiply(const float* w, const float* x, int64_t in, float (*sums)[N]) {
+void dot_rows(const float* w, const float* x, int64_t in, float (*sums)[N]) {
     Floats acc[R][N] = {};
     for (int64_t k = 0; k < in; k += LANES, w += PANEL * LANES) {
         Floats b[N];
         for (int t = 0; t < N; t++) b[t] = load(x + t * in + k);
         for (int r = 0; r < R; r++) {
             Floats a = load(w + r * LANES);
-            fetch_ahead(w + r * LANES);
+            prefetch_after(w + r * LANES);
             for (int t = 0; t < N; t++) acc[r][t] += a * b[t];
         }
     }
@@ -108,7 +116,7 @@ void multiply(const float* w, const float* x, int64_t in, float (*sums)[N]) {
 }
 
 template <int R, int N>
-void multiply(const bfloat* w, const bfloat* x, int64_t in, float (*sums)[N]) {
+void dot_rows(const bfloat16* w, const bfloat16* x, int64_t in, float (*sums)[N]) {
     Floats acc[R][N] = {};
     for (int64_t k = 0; k < in; k += 2 * LANES, w += PANEL * 2 * LANES) {
 #ifdef __AVX512BF16__
@@ -116,7 +124,7 @@ void multiply(const bfloat* w, const bfloat* x, int64_t in, float (*sums)[N]) {
         for (int t = 0; t < N; t++) b[t] = (__m512bh)_mm512_loadu_si512(x + t * in + k);
         for (int r = 0; r < R; r++) {
             __m512bh a = (__m512bh)_mm512_loadu_si512(w + r * 2 * LANES);
-            fetch_ahead(w + r * 2 * LANES);
+            prefetch_after(w + r * 2 * LANES);
             for (int t = 0; t < N; t++) acc[r][t] = (Floats)_mm512_dpbf16_ps((__m512)acc[r][t], a, b[t]);
         }
 #else
@@ -131,38 +139,38 @@ void multiply(const bfloat* w, const bfloat* x, int64_t in, float (*sums)[N]) {
         for (int t = 0; t < N; t++) sums[r][t] = sum(acc[r][t]);
 }
 
-// N tokens against one panel, R rows at a time
+// One panel against N tokens from `first` on, R rows at a time
 template <int R, int N, class T, class Put>
-void some_tokens(const T* panel, const T* x, int64_t in, int64_t row, int64_t first, Put put) {
+void multiply_panel(const T* panel, const T* x, int64_t in, int64_t row, int64_t first, Put put) {
     for (int64_t r = 0; r < PANEL; r += R) {
         float sums[R][N];
-        multiply<R, N>(panel + r * LINE<T>, x + first * in, in, sums);
+        dot_rows<R, N>(panel + r * LINE<T>, x + first * in, in, sums);
         for (int i = 0; i < R; i++)
             for (int t = 0; t < N; t++) put(row + r + i, first + t, sums[i][t]);
     }
 }
 
-struct Share { int64_t first, end; };
+struct Range { int64_t first, end; };
 
 // This thread's part of `count` things
-Share share(int64_t count) {
-    int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    return {count * me / all, count * (me + 1) / all};
+Range my_share(int64_t count) {
+    int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+    return {count * thread / team, count * (thread + 1) / team};
 }
 
 // put(row, token, W x) for the rows of panels [first, end) of W [.., in] and x [n, in]
 template <class T, class Put>
-void product(const T* w, const T* x, int64_t in, Share panels, int64_t n, Put put) {
+void multiply_by_vectors(const T* w, const T* x, int64_t in, Range panels, int64_t n, Put put) {
     for (int64_t p = panels.first; p < panels.end; p++) {
         const T* panel = w + p * PANEL * in;
         int64_t t = 0, row = p * PANEL;
-        for (; t + MOST <= n; t += MOST) some_tokens<4, MOST>(panel, x, in, row, t, put);
+        for (; t + TOKEN_GROUP <= n; t += TOKEN_GROUP) multiply_panel<4, TOKEN_GROUP>(panel, x, in, row, t, put);
         switch (n - t) {
-            case 1: some_tokens<16, 1>(panel, x, in, row, t, put); break;
-            case 2: some_tokens<8, 2>(panel, x, in, row, t, put); break;
-            case 3: some_tokens<8, 3>(panel, x, in, row, t, put); break;
-            case 4: some_tokens<4, 4>(panel, x, in, row, t, put); break;
-            case 5: some_tokens<4, 5>(panel, x, in, row, t, put); break;
+            case 1: multiply_panel<16, 1>(panel, x, in, row, t, put); break;
+            case 2: multiply_panel<8, 2>(panel, x, in, row, t, put); break;
+            case 3: multiply_panel<8, 3>(panel, x, in, row, t, put); break;
+            case 4: multiply_panel<4, 4>(panel, x, in, row, t, put); break;
+            case 5: multiply_panel<4, 5>(panel, x, in, row, t, put); break;
         }
     }
 }
@@ -170,21 +178,22 @@ void product(const T* w, const T* x, int64_t in, Share panels, int64_t n, Put pu
 #ifdef __AMX_BF16__
 constexpr bool HAS_TILES = true;
 
-bool ask_for_tiles() {
-    constexpr int ask_permission = 0x1023, tile_data = 18;
-    return syscall(SYS_arch_prctl, ask_permission, tile_data) == 0;
+// Linux lets a process use tile registers only after it asked
+bool permit_tiles() {
+    constexpr int request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
-void shape_tiles() {
+void configure_tiles() {
     struct alignas(64) { uint8_t palette = 1, zeros[15] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } config;
     for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = PANEL;
     _tile_loadconfig(&config);
 }
 
-void free_tiles() { _tile_release(); }
+void release_tiles() { _tile_release(); }
 
 // x [n, in] to [n / 16][in / 2][16 tokens][2], the second operand of tile products
-void pack(const bfloat* x, int64_t in, int64_t n, uint32_t* to) {
+void pack_tokens(const bfloat16* x, int64_t in, int64_t n, uint32_t* to) {
     for (int64_t first = 0; first < n; first += PANEL, x += PANEL * in, to += PANEL * in / 2) {
         int64_t count = n - first < PANEL ? n - first : PANEL;
         for (int64_t pair = 0; pair < in / 2; pair++)
@@ -192,13 +201,13 @@ void pack(const bfloat* x, int64_t in, int64_t n, uint32_t* to) {
     }
 }
 
-// One panel against B blocks of 16 tokens from `first` on: sums in tiles 0 and 1, weights in 4, tokens in 6 and 7
+// One panel against B groups of 16 tokens: sums in tiles 0 and 1, weights in 4, tokens in 6 and 7
 template <int B, class Put>
-void some_tiles(const bfloat* w, const uint32_t* packed, int64_t in, int64_t row, Share tokens, Put put) {
+void multiply_panel_by_tiles(const bfloat16* w, const uint32_t* packed, int64_t in, int64_t row, Range tokens, Put put) {
     const uint32_t* x = packed + tokens.first * in / 2;
     _tile_zero(0); _tile_zero(1);
     for (int64_t k = 0; k < in; k += 2 * LANES, w += PANEL * 2 * LANES, x += PANEL * LANES) {
-        for (int64_t r = 0; r < PANEL; r++) fetch_ahead(w + r * 2 * LANES);
+        for (int64_t r = 0; r < PANEL; r++) prefetch_after(w + r * 2 * LANES);
         _tile_loadd(4, w, 64);
         _tile_loadd(6, x, 64);
         _tile_dpbf16ps(0, 4, 6);
@@ -214,23 +223,25 @@ void some_tiles(const bfloat* w, const uint32_t* packed, int64_t in, int64_t row
 }
 
 template <class Put>
-void tile_product(const bfloat* w, const uint32_t* packed, int64_t in, Share panels, int64_t n, Put put) {
+void multiply_by_tiles(const bfloat16* w, const uint32_t* packed, int64_t in, Range panels, int64_t n, Put put) {
     for (int64_t p = panels.first; p < panels.end; p++)
         for (int64_t first = 0; first < n; first += 2 * PANEL) {
-            Share tokens = {first, first + 2 * PANEL < n ? first + 2 * PANEL : n};
-            if (tokens.end - first > PANEL) some_tiles<2>(w + p * PANEL * in, packed, in, p * PANEL, tokens, put);
-            else some_tiles<1>(w + p * PANEL * in, packed, in, p * PANEL, tokens, put);
+            Range tokens = {first, first + 2 * PANEL < n ? first + 2 * PANEL : n};
+            const bfloat16* panel = w + p * PANEL * in;
+            if (tokens.end - first > PANEL) multiply_panel_by_tiles<2>(panel, packed, in, p * PANEL, tokens, put);
+            else multiply_panel_by_tiles<1>(panel, packed, in, p * PANEL, tokens, put);
         }
 }
 #else
 constexpr bool HAS_TILES = false;
-bool ask_for_tiles() { return false; }
-void shape_tiles() {}
-void free_tiles() {}
+bool permit_tiles() { return false; }
+void configure_tiles() {}
+void release_tiles() {}
 #endif
 
+// Root mean square normalisation of n rows
 template <class T>
-void normalise(const float* x, const float* weight, float eps, int64_t n, int64_t hidden, T* y) {
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t hidden, T* y) {
     for (int64_t t = 0; t < n; t++, x += hidden, y += hidden) {
         Floats squares{};
         for (int64_t k = 0; k < hidden; k += LANES) squares += load(x + k) * load(x + k);
@@ -243,18 +254,33 @@ void normalise(const float* x, const float* weight, float eps, int64_t n, int64_
 
 extern "C" {
 
-struct Layer { const void *qkv, *out, *gate_up, *down; const float *norm_in, *norm_mid; void *keys, *values; };
+struct Layer {
+    const void *qkv, *output, *gate_up, *down;
+    const float *attention_norm, *mlp_norm;
+    void *keys, *values;  // this layer's KV cache
+};
 
 struct Model {
     const Layer* layers;
-    const void *embedding, *head;
-    const float *norm, *cosines, *sines;  // [positions, size], the sine of the first half negated
-    int64_t layer_count, hidden, inner, heads, kv_heads, size, rows, positions;
+    const void *embedding, *lm_head;
+    const float *final_norm, *cosines, *sines;  // RoPE tables [positions, head size], the sine of the first half negated
+    int64_t layer_count, hidden, intermediate, heads, kv_heads, head_size;
+    int64_t embeddings, vocab, positions;  // rows of the embedding and of the LM head; of the KV cache
     float eps;
 };
 
-// Buffers between steps: x [n, hidden], mixed [n, (heads + 2 kv heads) size], wide [n, 2 inner], seen, scores; own per thread
-struct Work { float *x, *mixed, *wide, *scores; void *seen, *gated, *normed, *packed; int64_t packed_words; };
+// What lies between the phases, for n tokens; the last four are one per thread
+struct Buffers {
+    float *residual;   // [n, hidden]
+    float *qkv;        // [n, (heads + 2 kv heads) head size]
+    float *gate_up;    // [2, n, intermediate]
+    void *attended;    // [n, heads head size]
+    void *swiglu;      // [n, intermediate]
+    float *scores;     // [TOKEN_GROUP, positions] of one head, softmax weights later
+    void *normed;      // [n, hidden]
+    void *packed;      // tokens in the order of tile products
+    int64_t packed_words;
+};
 
 }
 
@@ -264,91 +290,96 @@ template <class T>
 struct Pass {
     static constexpr bool bf16 = sizeof(T) == 2;
     const Model& m;
-    const Work& work;
+    const Buffers& buffers;
     int64_t n, start;
     bool tiles;
-    T *normed, *seen = (T*)work.seen, *gated = (T*)work.gated;
+    T *normed, *attended = (T*)buffers.attended, *swiglu_out = (T*)buffers.swiglu;
     uint32_t* packed;
     float* scores;
-    int64_t width = (m.heads + 2 * m.kv_heads) * m.size;
+    int64_t qkv_width = (m.heads + 2 * m.kv_heads) * m.head_size;
 
-    Pass(const Model& model, const Work& w, int64_t count, int64_t from, bool use_tiles)
-        : m(model), work(w), n(count), start(from), tiles(use_tiles) {
-        int64_t me = omp_get_thread_num();
-        normed = (T*)work.normed + me * n * m.hidden;
-        packed = (uint32_t*)work.packed + me * w.packed_words;
-        scores = work.scores + me * MOST * m.positions;
+    Pass(const Model& model, const Buffers& work, int64_t count, int64_t from, bool use_tiles)
+        : m(model), buffers(work), n(count), start(from), tiles(use_tiles) {
+        int64_t thread = omp_get_thread_num();
+        normed = (T*)work.normed + thread * n * m.hidden;
+        packed = (uint32_t*)work.packed + thread * work.packed_words;
+        scores = work.scores + thread * TOKEN_GROUP * m.positions;
     }
 
     // put(row, token, W x) for these panels of W [.., in] and x [count, in]; again: the call before had the same x
     template <class Put>
-    void multiply_rows(const void* weights, const T* x, int64_t in, Share panels, int64_t count, Put put, bool again = false) {
+    void project(const void* weights, const T* x, int64_t in, Range panels, int64_t count, Put put, bool again = false) {
         const T* w = (const T*)weights;
 #ifdef __AMX_BF16__
         if constexpr (bf16)
             if (tiles) {
-                if (!again) pack(x, in, count, packed);
-                return tile_product(w, packed, in, panels, count, put);
+                if (!again) pack_tokens(x, in, count, packed);
+                return multiply_by_tiles(w, packed, in, panels, count, put);
             }
 #endif
-        product(w, x, in, panels, count, put);
+        multiply_by_vectors(w, x, in, panels, count, put);
     }
 
     void embed(const int64_t* tokens) {
-        Share part = share(n);
+        Range part = my_share(n);
         for (int64_t t = part.first; t < part.end; t++)
             for (int64_t k = 0; k < m.hidden; k += LANES)
-                store(load((const T*)m.embedding + tokens[t] * m.hidden + k), work.x + t * m.hidden + k);
+                store(load((const T*)m.embedding + tokens[t] * m.hidden + k), buffers.residual + t * m.hidden + k);
     }
 
-    void add_to_x(const void* w, const T* y, int64_t in) {
-        float* x = work.x;
+    // The output and the down projection end in the residual stream
+    void project_and_add(const void* w, const T* y, int64_t in) {
+        float* residual = buffers.residual;
         int64_t hidden = m.hidden;
-        multiply_rows(w, y, in, share(hidden / PANEL), n, [=](int64_t r, int64_t t, float v) { x[t * hidden + r] += v; });
+        project(w, y, in, my_share(hidden / PANEL), n,
+                [=](int64_t r, int64_t t, float v) { residual[t * hidden + r] += v; });
     }
 
-    void mix(const Layer& layer) {
-        normalise(work.x, layer.norm_in, m.eps, n, m.hidden, normed);
-        float* mixed = work.mixed;
-        int64_t stride = width;
-        multiply_rows(layer.qkv, normed, m.hidden, share(width / PANEL), n,
-                      [=](int64_t r, int64_t t, float v) { mixed[t * stride + r] = v; });
+    // Every thread norms all tokens for itself: cheaper than a barrier
+    void qkv_projection(const Layer& layer) {
+        rms_norm(buffers.residual, layer.attention_norm, m.eps, n, m.hidden, normed);
+        float* qkv = buffers.qkv;
+        int64_t stride = qkv_width;
+        project(layer.qkv, normed, m.hidden, my_share(stride / PANEL), n,
+                [=](int64_t r, int64_t t, float v) { qkv[t * stride + r] = v; });
     }
 
-    // Turn queries and keys by their positions; keys and values go into the cache
-    void remember(const Layer& layer) {
-        int64_t each = m.heads + 2 * m.kv_heads, half = m.size / 2;
-        Share part = share(n * each);
+    // RoPE of queries and keys by their positions; keys and values go into the KV cache
+    void rope_and_cache(const Layer& layer) {
+        int64_t each = m.heads + 2 * m.kv_heads, half = m.head_size / 2;
+        Range part = my_share(n * each);
         for (int64_t i = part.first; i < part.end; i++) {
             int64_t t = i / each, head = i % each, position = start + t;
-            float* v = work.mixed + t * width + head * m.size;
-            const float *c = m.cosines + position * m.size, *s = m.sines + position * m.size;
+            float* v = buffers.qkv + t * qkv_width + head * m.head_size;
+            const float *c = m.cosines + position * m.head_size, *s = m.sines + position * m.head_size;
             if (head < m.heads + m.kv_heads)
                 for (int64_t k = 0; k < half; k++) {
                     float low = v[k] * c[k] + v[k + half] * s[k];
                     v[k + half] = v[k + half] * c[k + half] + v[k] * s[k + half];
                     v[k] = low;
                 }
-            if (head < m.heads) continue;
+            if (head < m.heads) continue;  // a query: needed in this pass only
             if (head < m.heads + m.kv_heads) {
-                T* tile = (T*)layer.keys + ((head - m.heads) * m.positions + position / TILE * TILE) * m.size + position % TILE;
-                for (int64_t k = 0; k < m.size; k++) store(v[k], tile + k * TILE);
+                int64_t first_of_tile = (head - m.heads) * m.positions + position / TILE * TILE;
+                T* tile = (T*)layer.keys + first_of_tile * m.head_size + position % TILE;
+                for (int64_t k = 0; k < m.head_size; k++) store(v[k], tile + k * TILE);
             } else {
-                T* to = (T*)layer.values + ((head - m.heads - m.kv_heads) * m.positions + position) * m.size;
-                for (int64_t k = 0; k < m.size; k++) store(v[k], to + k);
+                T* to = (T*)layer.values + ((head - m.heads - m.kv_heads) * m.positions + position) * m.head_size;
+                for (int64_t k = 0; k < m.head_size; k++) store(v[k], to + k);
             }
         }
     }
 
-    // One query head of N tokens from `first` on
+    // Causal attention of one query head for N tokens from `first` on: softmax(q K / sqrt(head size)) V
     template <int N>
-    void look(const Layer& layer, int64_t head, int64_t first) {
-        int64_t kv = head / (m.heads / m.kv_heads), longest = start + first + N, size = m.size;
-        const T *keys = (const T*)layer.keys + kv * m.positions * size, *values = (const T*)layer.values + kv * m.positions * size;
+    void attention_head(const Layer& layer, int64_t head, int64_t first) {
+        int64_t kv_head = head / (m.heads / m.kv_heads), longest = start + first + N, size = m.head_size;
+        const T* keys = (const T*)layer.keys + kv_head * m.positions * size;
+        const T* values = (const T*)layer.values + kv_head * m.positions * size;
         const float* q[N];
-        for (int t = 0; t < N; t++) q[t] = work.mixed + (first + t) * width + head * size;
+        for (int t = 0; t < N; t++) q[t] = buffers.qkv + (first + t) * qkv_width + head * size;
         float scale = 1 / std::sqrt(float(size));
-        for (int64_t j = 0; j < longest; j += TILE) {
+        for (int64_t j = 0; j < longest; j += TILE) {  // scores of a whole tile; those past a token are masked by softmax
             Floats acc[N][2] = {};
             const T* tile = keys + j * size;
             for (int64_t k = 0; k < size; k++, tile += TILE) {
@@ -362,17 +393,17 @@ struct Pass {
                 }
         }
         float totals[N];
-        for (int t = 0; t < N; t++) totals[t] = soften(scores + t * m.positions, start + first + t + 1, longest);
+        for (int t = 0; t < N; t++) totals[t] = softmax(scores + t * m.positions, start + first + t + 1, longest);
         int64_t k = 0;
-        for (; k + 4 * LANES <= size; k += 4 * LANES) blend<N, 4>(values + k, head, first, longest, totals, k);
-        for (; k < size; k += LANES) blend<N, 1>(values + k, head, first, longest, totals, k);
+        for (; k + 4 * LANES <= size; k += 4 * LANES) weigh_values<N, 4>(values + k, head, first, longest, totals, k);
+        for (; k < size; k += LANES) weigh_values<N, 1>(values + k, head, first, longest, totals, k);
     }
 
-    // What N tokens see of K vectors of values: their mean by the weights in `scores`
+    // K vectors of the values' mean by the softmax weights in `scores`, for N tokens
     template <int N, int K>
-    void blend(const T* values, int64_t head, int64_t first, int64_t longest, const float* totals, int64_t k) {
+    void weigh_values(const T* values, int64_t head, int64_t first, int64_t longest, const float* totals, int64_t k) {
         Floats acc[N][K] = {};
-        for (int64_t j = 0; j < longest; j++, values += m.size) {
+        for (int64_t j = 0; j < longest; j++, values += m.head_size) {
             Floats v[K];
             for (int i = 0; i < K; i++) v[i] = load(values + i * LANES);
             for (int t = 0; t < N; t++)
@@ -380,62 +411,64 @@ struct Pass {
         }
         for (int t = 0; t < N; t++)
             for (int i = 0; i < K; i++)
-                store(acc[t][i] / totals[t], seen + ((first + t) * m.heads + head) * m.size + k + i * LANES);
+                store(acc[t][i] / totals[t], attended + ((first + t) * m.heads + head) * m.head_size + k + i * LANES);
     }
 
-    // Scores of positions [0, visible) to weights before division by their sum, which is returned; zero from there to `end`
-    static float soften(float* s, int64_t visible, int64_t end) {
+    // Softmax over the scores of positions [0, visible), but for the division by their sum, which is returned; positions
+    // from there to `end`, which the token must not see, weigh nothing
+    static float softmax(float* s, int64_t visible, int64_t end) {
         int64_t padded = (end + LANES - 1) / LANES * LANES;
         for (int64_t j = visible; j < padded; j++) s[j] = -INFINITY;
         Floats top = load(s);
         for (int64_t j = LANES; j < padded; j += LANES) top = load(s + j) > top ? load(s + j) : top;
-        float most = top[0];
-        for (int i = 1; i < LANES; i++) most = top[i] > most ? top[i] : most;
+        float highest = top[0];
+        for (int i = 1; i < LANES; i++) highest = top[i] > highest ? top[i] : highest;
         Floats total{};
         for (int64_t j = 0; j < padded; j += LANES) {
-            Floats weight = exponential(load(s + j) - most);
+            Floats weight = exp_to_zero(load(s + j) - highest);
             total += weight;
             std::memcpy(s + j, &weight, sizeof weight);
         }
+        // exp_to_zero ends at 2^-126: too little to change a total of 1 or more, but values must meet a true zero
         for (int64_t j = visible; j < padded; j++) s[j] = 0;
         return sum(total);
     }
 
-    void attend(const Layer& layer) {
-        int64_t blocks = (n + MOST - 1) / MOST;
-        for (int64_t unit = omp_get_thread_num(); unit < m.heads * blocks; unit += omp_get_num_threads()) {
-            int64_t head = unit / blocks, first = unit % blocks * MOST;
+    void attention(const Layer& layer) {
+        int64_t groups = (n + TOKEN_GROUP - 1) / TOKEN_GROUP;
+        for (int64_t unit = omp_get_thread_num(); unit < m.heads * groups; unit += omp_get_num_threads()) {
+            int64_t head = unit / groups, first = unit % groups * TOKEN_GROUP;
             switch (n - first) {
-                case 1: look<1>(layer, head, first); break;
-                case 2: look<2>(layer, head, first); break;
-                case 3: look<3>(layer, head, first); break;
-                case 4: look<4>(layer, head, first); break;
-                case 5: look<5>(layer, head, first); break;
-                default: look<MOST>(layer, head, first);
+                case 1: attention_head<1>(layer, head, first); break;
+                case 2: attention_head<2>(layer, head, first); break;
+                case 3: attention_head<3>(layer, head, first); break;
+                case 4: attention_head<4>(layer, head, first); break;
+                case 5: attention_head<5>(layer, head, first); break;
+                default: attention_head<TOKEN_GROUP>(layer, head, first);
             }
         }
     }
 
-    // silu(gate) * up, for this thread's part of the inner width
-    void gate(const Layer& layer) {
-        normalise(work.x, layer.norm_mid, m.eps, n, m.hidden, normed);
-        Share part = share(m.inner / PANEL);
-        int64_t inner = m.inner;
-        float *gates = work.wide, *ups = work.wide + n * inner;
+    // SwiGLU: silu(gate) * up, for this thread's part of the intermediate width
+    void swiglu(const Layer& layer) {
+        rms_norm(buffers.residual, layer.mlp_norm, m.eps, n, m.hidden, normed);
+        Range part = my_share(m.intermediate / PANEL);
+        int64_t width = m.intermediate;
+        float *gates = buffers.gate_up, *ups = buffers.gate_up + n * width;
         const T* w = (const T*)layer.gate_up;
-        multiply_rows(w, normed, m.hidden, part, n, [=](int64_t r, int64_t t, float v) { gates[t * inner + r] = v; });
-        multiply_rows(w + inner * m.hidden, normed, m.hidden, part, n,
-                      [=](int64_t r, int64_t t, float v) { ups[t * inner + r] = v; }, true);
+        project(w, normed, m.hidden, part, n, [=](int64_t r, int64_t t, float v) { gates[t * width + r] = v; });
+        project(w + width * m.hidden, normed, m.hidden, part, n,
+                [=](int64_t r, int64_t t, float v) { ups[t * width + r] = v; }, true);
         for (int64_t t = 0; t < n; t++)
-            for (int64_t i = t * inner + part.first * PANEL; i < t * inner + part.end * PANEL; i += LANES)
-                store(sigmoid(load(gates + i)) * load(gates + i) * load(ups + i), gated + i);
+            for (int64_t i = t * width + part.first * PANEL; i < t * width + part.end * PANEL; i += LANES)
+                store(sigmoid(load(gates + i)) * load(gates + i) * load(ups + i), swiglu_out + i);
     }
 
-    void say(int64_t keep, float* logits) {
-        normalise(work.x + (n - keep) * m.hidden, m.norm, m.eps, keep, m.hidden, normed);
-        int64_t rows = m.rows;
-        multiply_rows(m.head, normed, m.hidden, share(rows / PANEL), keep,
-                      [=](int64_t r, int64_t t, float v) { logits[t * rows + r] = v; });
+    void lm_head(int64_t keep, float* logits) {
+        rms_norm(buffers.residual + (n - keep) * m.hidden, m.final_norm, m.eps, keep, m.hidden, normed);
+        int64_t vocab = m.vocab;
+        project(m.lm_head, normed, m.hidden, my_share(vocab / PANEL), keep,
+                [=](int64_t r, int64_t t, float v) { logits[t * vocab + r] = v; });
     }
 
     void run(const int64_t* tokens, int64_t keep, float* logits) {
@@ -443,46 +476,53 @@ struct Pass {
 #pragma omp barrier
         for (int64_t i = 0; i < m.layer_count; i++) {
             const Layer& layer = m.layers[i];
-            mix(layer);
+            qkv_projection(layer);
 #pragma omp barrier
-            remember(layer);
+            rope_and_cache(layer);
 #pragma omp barrier
-            attend(layer);
+            attention(layer);
 #pragma omp barrier
-            add_to_x(layer.out, seen, m.heads * m.size);
+            project_and_add(layer.output, attended, m.heads * m.head_size);
 #pragma omp barrier
-            gate(layer);
+            swiglu(layer);
 #pragma omp barrier
-            add_to_x(layer.down, gated, m.inner);
+            project_and_add(layer.down, swiglu_out, m.intermediate);
 #pragma omp barrier
         }
-        say(keep, logits);
+        lm_head(keep, logits);
     }
 };
 
 template <class T>
-void forward(const Model& m, const Work& work, const int64_t* tokens, int64_t n, int64_t start, int64_t keep, float* logits, int threads) {
-    static const bool allowed = HAS_TILES && sizeof(T) == 2 && ask_for_tiles();
-    bool tiles = allowed && n >= TILES_FROM;
+bool forward(const Model& m, const Buffers& buffers, const int64_t* tokens, int64_t n, int64_t start, int64_t keep,
+             float* logits, int threads) {
+    for (int64_t t = 0; t < n; t++)
+        if (tokens[t] < 0 || tokens[t] >= m.embeddings) return false;
+    static const bool permitted = HAS_TILES && sizeof(T) == 2 && permit_tiles();
+    bool tiles = permitted && n >= TILES_FROM;
 #pragma omp parallel num_threads(threads)
     {
-        if (tiles) shape_tiles();
-        Pass<T>(m, work, n, start, tiles).run(tokens, keep, logits);
-        if (tiles) free_tiles();
+        if (tiles) configure_tiles();
+        Pass<T>(m, buffers, n, start, tiles).run(tokens, keep, logits);
+        if (tiles) release_tiles();
     }
+    return true;
 }
 
 }  // namespace
 
 extern "C" {
 
-// Logits [keep, rows] of the last `keep` of n tokens, which take positions start, start + 1, ... of the cache
-void step_float32(const Model* m, const Work* w, const int64_t* tokens, int64_t n, int64_t start, int64_t keep, float* logits, int threads) {
-    forward<float>(*m, *w, tokens, n, start, keep, logits, threads);
+// Logits [keep, vocab] of the last `keep` of n tokens, which take positions start, start + 1, ... of the KV cache.
+// False, and nothing done, where a token has no embedding
+bool forward_float32(const Model* m, const Buffers* buffers, const int64_t* tokens, int64_t n, int64_t start, int64_t keep,
+                     float* logits, int threads) {
+    return forward<float>(*m, *buffers, tokens, n, start, keep, logits, threads);
 }
 
-void step_bfloat16(const Model* m, const Work* w, const int64_t* tokens, int64_t n, int64_t start, int64_t keep, float* logits, int threads) {
-    forward<bfloat>(*m, *w, tokens, n, start, keep, logits, threads);
+bool forward_bfloat16(const Model* m, const Buffers* buffers, const int64_t* tokens, int64_t n, int64_t start, int64_t keep,
+                      float* logits, int threads) {
+    return forward<bfloat16>(*m, *buffers, tokens, n, start, keep, logits, threads);
 }
 
 }

@@ -1,7 +1,8 @@
-"""A Llama's forward pass on a CPU by the C++ step in llama_step.cpp, over a cache that never moves.
+"""A Llama's forward pass on a CPU by llama_step.cpp, over a KV cache that grows by doubling and never moves otherwise.
 
-Weights are copied once into the order in which the step reads them. Sums run in another order than transformers' own and
-stay in fp32 where transformers rounds in between, so logits agree with the eager pass to rounding.
+Weights are copied once into the order in which the C++ step reads them. Sums run in another order than transformers' own
+and stay in fp32 where transformers rounds in between, so logits agree with the eager pass to rounding. A token gets the same
+bits whether it is fed alone or with one other, in fp32 however many are fed, and for any number of threads.
 """
 
 import ctypes
@@ -11,13 +12,13 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from gammatune.runtimes.fixed_cache import FixedCache
+from gammatune.runtimes import layout
+from gammatune.runtimes.layout import FixedCache, dimensions, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
 
-PANEL, TILE, LANES, BLOCK = 16, 32, 16, 6  # as in llama_step.cpp: PANEL, TILE, LANES, MOST
+PANEL, TILE, LANES, TOKEN_GROUP = 16, 32, 16, 6  # as in llama_step.cpp
 CHUNK = 256  # tokens that one call takes; a longer prompt is fed in pieces
 FIRST_POSITIONS = 1024
-FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # their angles do not depend on how long the text is
 
 Pointer, Count = ctypes.c_void_p, ctypes.c_int64
 
@@ -27,142 +28,146 @@ def fields(kind: type, names: str) -> list:
 
 
 class LayerPointers(ctypes.Structure):
-    _fields_ = fields(Pointer, "qkv out gate_up down norm_in norm_mid keys values")
+    _fields_ = fields(Pointer, "qkv output gate_up down attention_norm mlp_norm keys values")
 
 
 class ModelPointers(ctypes.Structure):
     _fields_ = [
-        *fields(Pointer, "layers embedding head norm cosines sines"),
-        *fields(Count, "layer_count hidden inner heads kv_heads size rows positions"),
+        *fields(Pointer, "layers embedding lm_head final_norm cosines sines"),
+        *fields(Count, "layer_count hidden intermediate heads kv_heads head_size embeddings vocab positions"),
         ("eps", ctypes.c_float),
     ]
 
 
-class WorkPointers(ctypes.Structure):
-    _fields_ = [*fields(Pointer, "x mixed wide scores seen gated normed packed"), ("packed_words", Count)]
+class BufferPointers(ctypes.Structure):
+    _fields_ = [*fields(Pointer, "residual qkv gate_up attended swiglu scores normed packed"), ("packed_words", Count)]
 
 
-def why_not_native(model: nn.Module) -> str:
-    """Why this model cannot be run here, for a warning; empty where it can."""
-    if not isinstance(model, LlamaForCausalLM):
-        return f"{type(model).__name__} is no Llama"
-    config, weight = model.config, model.model.layers[0].self_attn.q_proj.weight
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
-        return f"weights in {str(weight.dtype).split('.')[-1]} on {weight.device.type} have no C++ step"
-    if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
-        return "its layers have biases or another activation"
-    if config.rope_parameters["rope_type"] not in FIXED_ROPES:
-        return f"its positions are turned by a rule of their own ({config.rope_parameters['rope_type']})"
-    size, widths = size_of(model), (config.hidden_size, config.intermediate_size)
-    if size % LANES or any(width % TILE for width in (*widths, size * config.num_attention_heads)):
+def refusal(model: nn.Module) -> str | None:
+    """Why the C++ step cannot run this model, for a warning; None where it can."""
+    reason = layout.refusal(model)
+    if reason:
+        return reason
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.bfloat16):
+        return f"weights in {str(model.dtype).split('.')[-1]} on {model.device.type} have no C++ step"
+    sizes = dimensions(model)
+    widths = sizes.hidden, sizes.intermediate, sizes.heads * sizes.head_size
+    if sizes.head_size % LANES or any(width % TILE for width in widths):
         return "its widths are no multiples of 32 or its heads no multiples of 16"
     try:
         load_library()
     except NoLibraryError as error:
         return str(error)
-    return ""
-
-
-def size_of(model: LlamaForCausalLM) -> int:
-    """Numbers per attention head."""
-    return model.model.layers[0].self_attn.head_dim
+    return None
 
 
 class NativeModel(FixedCache):
-    """What the decoding loop knows of a model (see runtime.CachedModel), run by the C++ step. Batch size 1.
+    """`Model` (gammatune.runtimes.base) by the C++ step. Batch size 1.
 
-    context: positions that may be needed at most; the caches start smaller and double. Threads: torch's number of now.
+    context: positions that may be needed at most; the KV cache starts smaller. `threads` starts as torch's number of now and
+    may be set to another at any time.
     """
 
-    def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int, ids: torch.Tensor | None = None):
-        config = model.config
-        super().__init__(vocab_size, ids)
-        self.model = model
-        self.context = round_up(context, TILE)
-        self.threads = torch.get_num_threads()
-        self.step = getattr(load_library(), f"step_{str(model.dtype).split('.')[-1]}")
+    def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int):
+        super().__init__(vocab_size, context)
+        self.model, self.sizes = model, dimensions(model)
+        self.step = getattr(load_library(), f"forward_{str(model.dtype).split('.')[-1]}")
         self.step.argtypes = Pointer, Pointer, Pointer, Count, Count, Count, Pointer, ctypes.c_int
+        self.step.restype = ctypes.c_bool
         self.weights = [lay_out(layer) for layer in model.model.layers]
-        self.head = lay_panels(pad_rows(model.lm_head.weight[: self.vocab_size]))
-        self.norm = model.model.norm.weight.float()
-        self.heads = config.num_attention_heads, config.num_key_value_heads
-        self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]
+        self.lm_head = lay_panels(pad_rows(model.lm_head.weight[: self.vocab_size]))
+        self.final_norm = model.model.norm.weight.float()
+        self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]  # keys and values of each layer
         self.capacity = 0
+        self._threads = torch.get_num_threads()
         self.grow(FIRST_POSITIONS)
+
+    @property
+    def threads(self) -> int:
+        return self._threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        self._threads = threads
+        self.make_buffers()
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, keep: int) -> torch.Tensor:
-        """Append tokens [n] to the cache; logits [keep, vocab_size] of the last `keep` of them, in fp32."""
-        self.grow(self.length + tokens.shape[0])
+        """Append tokens [n] to the cache; logits [keep, vocab_size] of the last `keep` of them, in fp32.
+
+        Raises ValueError when the cache would outgrow `context`, IndexError for a token that the model has no embedding for.
+        """
+        keep = min(keep, len(tokens))
+        self.grow(self.length_after(len(tokens)))
+        tokens = tokens.to(torch.long).contiguous()
         logits = torch.empty(keep, round_up(self.vocab_size, PANEL))
-        unkept = tokens.shape[0] - keep
-        for chunk in tokens.split(CHUNK):
-            n = chunk.shape[0]
-            kept = min(n, max(0, n - unkept))
-            where = logits[logits.shape[0] - keep :]
-            self.step(self.pointers, self.work, chunk.data_ptr(), n, self.length, kept, where.data_ptr(), self.threads)
-            unkept, keep = unkept - (n - kept), keep - kept
+        first_kept = len(tokens) - keep
+        for first in range(0, len(tokens), CHUNK):
+            n = min(CHUNK, len(tokens) - first)
+            kept_before = max(0, first - first_kept)  # rows of logits that earlier chunks filled
+            kept = max(0, first + n - first_kept) - kept_before
+            places = tokens[first:].data_ptr(), n, self.length, kept, logits[kept_before:].data_ptr()
+            if not self.step(self.pointers, self.buffers, *places, self.threads):
+                raise IndexError(f"A token is outside the {self.model.config.vocab_size} that the model has embeddings for.")
             self.length += n
         return logits[:, : self.vocab_size]
 
     def grow(self, positions: int) -> None:
-        """Make room for that many positions, at least twice the former ones, and hand all addresses to the C++ step."""
+        """A KV cache for that many positions, at least twice the former, and all addresses for the C++ step anew."""
         if positions <= self.capacity:
             return
         before = self.capacity
-        self.capacity = min(round_up(max(positions, 2 * before), TILE), self.context)
-        kv_heads, size, dtype = self.heads[1], size_of(self.model), self.model.dtype
-        for pair in self.caches:
-            old, pair[:] = list(pair), [torch.zeros(kv_heads, self.capacity, size, dtype=dtype) for _ in range(2)]
+        # Whole tiles of keys, so up to 31 positions more than `context`
+        self.capacity = min(round_up(max(positions, 2 * before), TILE), round_up(self.positions, TILE))
+        kv_heads, head_size, dtype = self.sizes.kv_heads, self.sizes.head_size, self.model.dtype
+        for cache in self.caches:
+            old, cache[:] = list(cache), [torch.zeros(kv_heads, self.capacity, head_size, dtype=dtype) for _ in range(2)]
             if before:
-                for new, held in zip(pair, old, strict=True):  # keys lie in tiles along the positions: the same copy
+                for new, held in zip(cache, old, strict=True):  # keys lie in tiles along the positions: the same copy
                     new.view(kv_heads, -1)[:, : held[0].numel()] = held.view(kv_heads, -1)
-        self.angles = make_angles(self.model, self.capacity)
+        cosines, sines = (table.float() for table in rope_tables(self.model, self.capacity))
+        half = self.sizes.head_size // 2
+        self.rope = cosines.contiguous(), torch.cat([-sines[:, :half], sines[:, half:]], dim=-1)
         self.pointers = ctypes.byref(self.describe_model())
-        self.work = ctypes.byref(self.describe_work())
+        self.make_buffers()
 
     def describe_model(self) -> ModelPointers:
-        config = self.model.config
         layers = [
-            LayerPointers(*(tensor.data_ptr() for tensor in (*weights, *caches)))
-            for weights, caches in zip(self.weights, self.caches, strict=True)
+            LayerPointers(*(tensor.data_ptr() for tensor in (*weights, *cache)))
+            for weights, cache in zip(self.weights, self.caches, strict=True)
         ]
         self.layers = (LayerPointers * len(layers))(*layers)
-        tensors = self.model.model.embed_tokens.weight, self.head, self.norm, *self.angles
-        sizes = len(layers), config.hidden_size, config.intermediate_size, *self.heads, size_of(self.model)
+        tensors = self.model.model.embed_tokens.weight, self.lm_head, self.final_norm, *self.rope
         addresses = ctypes.addressof(self.layers), *(tensor.data_ptr() for tensor in tensors)
-        return ModelPointers(*addresses, *sizes, round_up(self.vocab_size, PANEL), self.capacity, config.rms_norm_eps)
+        *widths, eps = self.sizes
+        rows = len(tensors[0]), round_up(self.vocab_size, PANEL)
+        return ModelPointers(*addresses, len(layers), *widths, *rows, self.capacity, eps)
 
-    def describe_work(self) -> WorkPointers:
-        """Room for what lies between products, for CHUNK tokens; the last three and `scores` are one per thread."""
-        config, size = self.model.config, size_of(self.model)
-        (heads, kv_heads), hidden, inner = self.heads, config.hidden_size, config.intermediate_size
+    def make_buffers(self) -> None:
+        """What lies between the C++ step's phases, for CHUNK tokens; the last three are one per thread."""
+        sizes, threads = self.sizes, self.threads
         plain, typed = torch.empty, partial(torch.empty, dtype=self.model.dtype)
-        widest = max(hidden, inner, heads * size)
-        self.buffers = [
-            plain(CHUNK, hidden),
-            plain(CHUNK, (heads + 2 * kv_heads) * size),
-            plain(CHUNK, 2 * inner),
-            plain(self.threads, BLOCK, self.capacity),
-            typed(CHUNK, heads * size),
-            typed(CHUNK, inner),
-            typed(self.threads, CHUNK, hidden),
-            plain(self.threads, CHUNK + PANEL, widest // 2),
+        widest = max(sizes.hidden, sizes.intermediate, sizes.heads * sizes.head_size)
+        self.held = [
+            plain(CHUNK, sizes.hidden),
+            plain(CHUNK, (sizes.heads + 2 * sizes.kv_heads) * sizes.head_size),
+            plain(2, CHUNK, sizes.intermediate),
+            typed(CHUNK, sizes.heads * sizes.head_size),
+            typed(CHUNK, sizes.intermediate),
+            plain(threads, TOKEN_GROUP, self.capacity),
+            typed(threads, CHUNK, sizes.hidden),
+            plain(threads, CHUNK + PANEL, widest // 2),
         ]
-        return WorkPointers(*(buffer.data_ptr() for buffer in self.buffers), self.buffers[-1][0].numel())
+        buffers = BufferPointers(*(buffer.data_ptr() for buffer in self.held), self.held[-1][0].numel())
+        self.buffers = ctypes.byref(buffers)
 
 
 def lay_out(layer: nn.Module) -> list[torch.Tensor]:
     """A layer's weights in the order of LayerPointers."""
-    attention, mlp = layer.self_attn, layer.mlp
-    products = (
-        (attention.q_proj, attention.k_proj, attention.v_proj),
-        (attention.o_proj,),
-        (mlp.gate_proj, mlp.up_proj),
-        (mlp.down_proj,),
-    )
+    parts = layer_parts(layer)
+    products = (parts.q, parts.k, parts.v), (parts.output,), (parts.gate, parts.up), (parts.down,)
     panels = [lay_panels(torch.cat([linear.weight for linear in linears])) for linears in products]
-    return [*panels, layer.input_layernorm.weight.float(), layer.post_attention_layernorm.weight.float()]
+    return [*panels, parts.attention_norm.float(), parts.mlp_norm.float()]
 
 
 def lay_panels(weight: torch.Tensor) -> torch.Tensor:
@@ -178,11 +183,3 @@ def pad_rows(weight: torch.Tensor) -> torch.Tensor:
 
 def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
-
-
-def make_angles(model: LlamaForCausalLM, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [positions, size] of the rotary embedding, the sines' first half negated."""
-    like = model.model.embed_tokens.weight[:1, None]
-    cosines, sines = (part[0].float() for part in model.model.rotary_emb(like, torch.arange(positions)[None]))
-    half = sines.shape[-1] // 2
-    return cosines.contiguous(), torch.cat([-sines[:, :half], sines[:, half:]], dim=-1)

@@ -5,49 +5,45 @@ tokens/s divided by the mean over starts of fixed tokens/s: what a policy gains 
 arXiv 2504.00030 claims 15 % (± 5 %) for GammaTune and 16 % (± 3 %) for GammaTune+, without saying over what.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from gammatune.config import TASKS
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.speeds import Bench, measure_speeds
-from gammatune.report.names import OVERALL, order_tasks
-from gammatune.report.statistics import SEED, percentile_interval, relative_spread, resampled_means
+from gammatune.studies.bootstrap import SEED, percentile_interval, relative_spread, resampled_means
 
+OVERALL = "overall"  # the part that holds all questions, beside the tasks
 STARTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 CLAIMS = {"gammatune": (1.15, 0.05), "gammatune_plus": (1.16, 0.03)}
 ALWAYS = ("ar", "fixed", "oracle")
 FILLS = 20
 
 
-@dataclass
-class Numbers:
-    """One policy on one part of the questions: each field a ratio of mean tokens/s (mean over questions, then over starts).
-
-    over_tuned_fixed: against the fixed gamma that was best on the tuning half, both measured on the other half.
-    spread_over_starts: (fastest start - slowest start) / mean over starts; 0 for a policy that has no start.
-    """
-
-    over_mean_fixed: float
-    over_best_fixed: float
-    over_tuned_fixed: float
-    over_oracle: float
-    over_autoregressive: float
-    spread_over_starts: float
-
-
-METRICS = tuple(f.name for f in fields(Numbers))
+# Ratios of mean tokens/s (mean over questions, then over starts) of a policy over ...
+METRICS = (
+    "over_mean_fixed",  # fixed gamma, the mean over the same starts
+    "over_best_fixed",  # the fixed gamma that is fastest on these questions, known only in hindsight
+    "over_tuned_fixed",  # the fixed gamma that was fastest on the tuning half, both measured on the other half
+    "over_oracle",  # the oracle, which drafts exactly what will be accepted
+    "over_autoregressive",  # the target alone
+    "spread_over_starts",  # not such a ratio: (fastest start - slowest start) / mean; 0 for a policy that has no start
+)
 
 
 @dataclass(eq=False)
 class Speeds:
-    """Modelled tokens/s of every policy: name -> [starts or 1, questions], and the questions' tasks and tuning split."""
+    """Modelled tokens/s of every policy on every question, and the ratios between them."""
 
+    #: policy name -> [starts, questions]; one row for a policy without starts
     by_policy: dict[str, np.ndarray]
+    #: task of each question [questions]
     task: np.ndarray
+    #: whether settings may be chosen on a question [questions]
     tuning: np.ndarray
 
     def part(self, task: str) -> np.ndarray:
@@ -65,7 +61,7 @@ class Speeds:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """Everything that is ever divided by something else, by name: [questions] each. A policy: its mean over starts."""
+        """Speeds of each policy, the mean over its starts, and of each fixed gamma, by name: [questions] each."""
         fixed = {f"fixed {gamma}": speeds for gamma, speeds in zip(STARTS, self.by_policy["fixed"], strict=True)}
         return {name: speeds.mean(axis=0) for name, speeds in self.by_policy.items()} | fixed
 
@@ -89,8 +85,8 @@ class Speeds:
         which = self.part(task) & self.compared(metric)
         return float(self.rows[policy][which].mean() / self.rows[self.reference(metric, task)][which].mean())
 
-    def numbers(self, policy: str, task: str = OVERALL) -> Numbers:
-        return Numbers(*(self.ratio(policy, metric, task) for metric in METRICS))
+    def numbers(self, policy: str, task: str = OVERALL) -> dict[str, float]:
+        return {metric: self.ratio(policy, metric, task) for metric in METRICS}
 
     def interval(self, policy: str, metric: str, task: str = OVERALL) -> tuple[float, float]:
         """95 % paired bootstrap over questions, resampled within their task. NaN for the spread over starts."""
@@ -99,6 +95,7 @@ class Speeds:
         if metric == "spread_over_starts" or lonely:
             return float("nan"), float("nan")
         drawn = self.draws_of_rest if metric == "over_tuned_fixed" else self.draws
+        # One draw of questions serves all rows, so that numerator and denominator meet the same questions
         names = list(self.rows)
         sums = sum(drawn.values()) if task == OVERALL else drawn[task]
         return percentile_interval(sums[names.index(policy)] / sums[names.index(self.reference(metric, task))])
@@ -118,9 +115,9 @@ class Speeds:
         return {task: each.shape[1] * resampled_means(each, rng) for task, each in strata.items()}
 
 
-def variants(name: str, policy: Policy) -> list[Policy]:
+def start_variants(name: str, policy: Policy) -> list[Policy]:
     """The policy from each start, or as it is where gamma is not where it starts."""
-    if name != "fixed" and not policy.gamma_is_start:
+    if name != "fixed" and not policy.adapts_gamma:
         return [policy]
     return [type(policy)(**settings_of(policy) | {"gamma": gamma}) for gamma in STARTS]
 
@@ -131,7 +128,7 @@ def replay_all(bench: Bench, policies: dict[str, Policy], all_starts: bool = Tru
     ar, fixed and the oracle are always among them. tuned_fixed is tuned on the bench.
     """
     chosen = {name: POLICIES[name]() for name in ALWAYS} | policies
-    started = {name: variants(name, p) if all_starts or name == "fixed" else [p] for name, p in chosen.items()}
+    started = {name: start_variants(name, p) if all_starts or name == "fixed" else [p] for name, p in chosen.items()}
     jobs = [(name, variant) for name, each in started.items() for variant in each]
     measured = measure_speeds(bench, [variant for _, variant in jobs])
     rows = {name: [row for (owner, _), row in zip(jobs, measured, strict=True) if owner == name] for name in chosen}
@@ -143,11 +140,16 @@ def replay_all(bench: Bench, policies: dict[str, Policy], all_starts: bool = Tru
 
 def headline_frame(speeds: Speeds) -> pd.DataFrame:
     """One row per task (and "overall"), policy and metric: value, low, high (95 %; NaN for the spread)."""
-    rows = []
-    for task in [*order_tasks(pd.Series(speeds.task)), OVERALL]:
-        for policy in speeds.by_policy:
-            for metric in METRICS:
-                rows.append(
-                    (task, policy, metric, speeds.ratio(policy, metric, task), *speeds.interval(policy, metric, task))
-                )
+    rows = [
+        (task, policy, metric, speeds.ratio(policy, metric, task), *speeds.interval(policy, metric, task))
+        for task in [*order_tasks(speeds.task), OVERALL]
+        for policy in speeds.by_policy
+        for metric in METRICS
+    ]
     return pd.DataFrame(rows, columns=["task", "policy", "metric", "value", "low", "high"])
+
+
+def order_tasks(tasks) -> list[str]:
+    """Spec-Bench's order, tasks of other question sets after them."""
+    present = {str(task) for task in tasks}
+    return [task for task in TASKS if task in present] + sorted(present - set(TASKS))

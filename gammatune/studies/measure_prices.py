@@ -24,7 +24,7 @@ from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
 from gammatune.replay.prices import SCHEMA, CostCurve, curve_to_json
-from gammatune.runs.cells import content_hash, write_json
+from gammatune.runs.files import content_hash, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import Session, open_session
 from gammatune.studies.fit_prices import Samples, fit_prices

@@ -11,10 +11,10 @@ from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
 from gammatune.runs.acceptance import Recording
-from gammatune.runs.cells import content_hash, hold_folder, read_json, write_json
+from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 CONFIRMED = 24  # known tokens that the target checks in one forward, at most
 

@@ -1,36 +1,55 @@
-"""Does replay say what the run did? Every logged round beside the one that the run's own acceptance table predicts."""
+"""Does replay give what the run did? Every logged round beside the one that the run's own acceptance table predicts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import zip_longest
 
-from gammatune.policies import POLICIES
+from gammatune.errors import UserError
+from gammatune.policies import POLICIES, Policy
 from gammatune.records import Round
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
-from gammatune.runs.store import Arm, StoredRun
+from gammatune.runs.store import BASELINE, StoredArm, StoredRun
+from gammatune.studies.study import TABLE_FILE
 
-TABLE_FILE = "acceptance.parquet"
 # Signals are rounded to four decimals; a sum that lands on the other side of a rounding edge moves one by 1e-4
 STATE_TOLERANCE = 2e-4
 
 
 @dataclass
 class ReplayCheck:
-    """Rounds compared, and where the first one differs. other_text: turns with other tokens than the table (near-ties)."""
+    """What came of comparing the rounds of all drafting arms."""
 
+    #: arms whose rounds were compared
     arms: int = 0
+    #: rounds of the logs and of the replay, a pair counted once
     rounds: int = 0
+    #: rounds that differ, or that only one of the two has
     differing: int = 0
+    #: where the first of them is
     first: str = ""
+    #: turns with other tokens than the table (near-ties), and what follows from them; not compared
     other_text: int = 0
+    #: arms that could not be replayed, each with the reason
+    unchecked: list[str] = field(default_factory=list)
 
     def sentence(self) -> str:
-        skipped = f" {self.other_text} turns with a near-tie were left out." if self.other_text else ""
+        left_out = f" {self.other_text} turns with a near-tie were left out." if self.other_text else ""
+        if self.unchecked:
+            left_out += f" Not checked: {'; '.join(self.unchecked)}."
         what = f"{self.rounds:,} rounds of {self.arms} drafting arms"
         if not self.differing:
-            return f"Replay: all {what} are identical to their replay from the acceptance table.{skipped}"
-        return f"Replay: {self.differing:,} of {what} differ from their replay, first {self.first}.{skipped}"
+            return f"Replay: all {what} are identical to their replay from the acceptance table.{left_out}"
+        return f"Replay: {self.differing:,} of {what} differ from their replay, first {self.first}.{left_out}"
+
+
+def replay_sentence(run: StoredRun) -> str:
+    """What belongs under the tables of a run. Raises UserError for a damaged table."""
+    check = check_replay(run)
+    if check is None:
+        return "Replay: not checked, since this run has no acceptance table (it sampled, or acceptance=false)."
+    return check.sentence()
 
 
 @lru_cache(maxsize=4)
@@ -40,16 +59,28 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
     if not path.exists():
         return None
     table = read_table(path)
-    walks, check = prepare(table), ReplayCheck()
+    turns, check = prepare(table), ReplayCheck()
     for arm in run.arms:
-        if arm.policy != "ar" and arm.policy in POLICIES:
-            check.arms += 1
-            logs = replay(walks, POLICIES[arm.policy](**arm.settings), keep_rounds=True).logs
-            compare_arm(arm, table, logs, check)
+        if arm.policy == BASELINE:
+            continue
+        policy = build_policy(arm)
+        if policy is None:
+            check.unchecked.append(f"{arm.label} (policy {arm.policy} is not known here, or not with these settings)")
+            continue
+        check.arms += 1
+        compare_arm(arm, table, replay(turns, policy, keep_rounds=True).logs, check)
     return check
 
 
-def compare_arm(arm: Arm, table: AcceptanceTable, logs: list[list[Round]], check: ReplayCheck) -> None:
+def build_policy(arm: StoredArm) -> Policy | None:
+    """None for a policy that this installation does not have, or whose fields are others than when the run was made."""
+    try:
+        return POLICIES.options[arm.policy](**arm.settings)
+    except (KeyError, UserError):
+        return None
+
+
+def compare_arm(arm: StoredArm, table: AcceptanceTable, logs: list[list[Round]], check: ReplayCheck) -> None:
     """Turn by turn. After another text, the question's later turns answer another prompt, and a policy that carries its
     state over turns is in another one for the rest of that pass.
     """
@@ -57,20 +88,23 @@ def compare_arm(arm: Arm, table: AcceptanceTable, logs: list[list[Round]], check
     carried, strayed = arm.settings.get("carry", "turn") != "turn", set()
     for logged in arm.turns:
         turn, log = expected[logged.question_id, logged.turn]
-        reach = (logged.repetition, None if carried else logged.question_id)
-        if reach in strayed or logged.prompt_tokens != turn.prompt_tokens or logged.output_ids != turn.output_ids.tolist():
-            strayed.add(reach)
+        touched = (logged.repetition, None if carried else logged.question_id)
+        if touched in strayed or logged.prompt_tokens != turn.prompt_tokens or logged.output_ids != turn.output_ids.tolist():
+            strayed.add(touched)
             check.other_text += 1
             continue
-        check.rounds += len(logged.rounds)
-        wrong = [place for place, pair in enumerate(zip(logged.rounds, log, strict=False)) if not same_round(*pair)]
+        # zip_longest: a round that only the log or only the replay has is a difference too
+        wrong = [place for place, pair in enumerate(zip_longest(logged.rounds, log)) if not same_round(*pair)]
         if wrong and not check.first:
             check.first = f"{arm.label}, question {logged.question_id}, turn {logged.turn}, round {wrong[0]}"
+        check.rounds += max(len(logged.rounds), len(log))
         check.differing += len(wrong)
 
 
-def same_round(logged: Round, replayed: Round) -> bool:
+def same_round(logged: Round | None, replayed: Round | None) -> bool:
     """Everything but the clock: counts and stop reason exactly, the state's numbers within STATE_TOLERANCE."""
+    if logged is None or replayed is None:
+        return False
     (*counts, state), (*expected, predicted) = logged.counts(), replayed.counts()
     close = all(
         name == other and math.isclose(value, wanted, abs_tol=STATE_TOLERANCE)

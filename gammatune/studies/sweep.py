@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,23 +13,33 @@ from omegaconf import OmegaConf
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.speeds import Bench, measure_speeds
-from gammatune.report.statistics import stratified_ratio_interval
+from gammatune.studies.bootstrap import stratified_ratio_interval
 from gammatune.studies.headline import STARTS
+
+
+class Ratio(NamedTuple):
+    """A ratio of mean speeds with its 95 % paired bootstrap interval over questions."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass
 class Sweep:
-    """settings: one row per grid point with its mean tokens/s on either half; first the winner, fastest on the tuning half.
+    """A grid and its winner, the setting that is fastest on the tuning half, as the other half measures it."""
 
-    Ratios of the winner on the other half: over the same policy's defaults, over the tuned fixed gamma, and over the target
-    alone, each with its 95 % paired bootstrap interval.
-    """
-
+    #: one row per grid point with its mean tokens/s on either half, fastest on the tuning half first
     settings: pd.DataFrame
+    #: the winner's values by field
     winner: dict
-    over_default: tuple[float, float, float]
-    over_tuned_fixed: tuple[float, float, float]
-    over_autoregressive: tuple[float, float, float]
+    #: the winner over the same policy's defaults, on the other half
+    over_default: Ratio
+    #: over the fixed gamma that is fastest on the tuning half
+    over_tuned_fixed: Ratio
+    #: over the target alone
+    over_autoregressive: Ratio
+    #: that fixed gamma
     tuned_gamma: int
 
 
@@ -40,7 +51,7 @@ def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
     overrides = OverridesParser.create().parse_overrides(words)
     keys = [override.key_or_group.split(".") for override in overrides]
     for key, word in zip(keys, words, strict=True):
-        if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES:
+        if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES.options:
             known = ", ".join(POLICIES)
             raise UserError(f"{word} is no part of a grid: write policy.NAME.FIELD=VALUE,VALUE with NAME one of {known}.")
     names = {key[1] for key in keys}
@@ -68,7 +79,7 @@ def list_values(override: Override, word: str) -> list:
 
 def build_point(name: str, values: dict) -> Policy:
     """Checked like a config file. Raises UserError and OmegaConf's errors, which entry points explain."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(POLICIES[name]), values))
+    return OmegaConf.to_object(OmegaConf.merge(POLICIES.options[name].node(), values))
 
 
 def sweep_policy(bench: Bench, name: str, points: list[dict]) -> Sweep:
@@ -94,10 +105,9 @@ def sweep_policy(bench: Bench, name: str, points: list[dict]) -> Sweep:
     )
 
 
-def compare(bench: Bench, speeds: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
-    """Ratio of mean speeds on the reporting half, with its 95 % paired bootstrap interval."""
+def compare(bench: Bench, speeds: np.ndarray, reference: np.ndarray) -> Ratio:
+    """Of mean speeds [questions] on the reporting half."""
     rest = ~bench.tuning
     pair = np.stack([speeds, reference])
     strata = [pair[:, rest & (bench.task == task)] for task in np.unique(bench.task)]
-    low, high = stratified_ratio_interval(strata)
-    return float(speeds[rest].mean() / reference[rest].mean()), low, high
+    return Ratio(float(speeds[rest].mean() / reference[rest].mean()), *stratified_ratio_interval(strata))

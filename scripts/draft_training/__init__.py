@@ -1,1 +1,1 @@
-"""Building blocks of ``scripts/train_draft.py``: corpus, teacher labels, student training, evaluation."""
+"""What scripts/train_draft.py is made of: texts, prompts, the target's answers, training, measuring."""

@@ -1,180 +1,191 @@
-"""Batched generation with the target model, storing its top-k distribution at every position."""
+"""The target as teacher: its answers to the prompts, and its most likely tokens at every position.
 
-from __future__ import annotations
+Samples are kept as `datasets` folders, one per shard, with a row per sample:
+kind; prompt, the tokens of its prompt; size, its tokens n in all; ids [n]; and, flat, top_ids and top_p [(n - 1) * TOP],
+the target's most likely next tokens after each position and their probabilities over the whole vocabulary.
+"""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets, disable_progress_bars, load_from_disk
 from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel
 
-from .fast_llama import TOP_K, FastLlama
+from gammatune.tasks.prompts import answer_text, build_prompt
 
-EOS = 2
+from .prompts import make_prompts
+from .texts import Texts
 
-
-@dataclass
-class Sample:
-    """One labelled sequence of ``n`` tokens.
-
-    ``top_ids`` and ``top_p`` (n - 1, K) hold the target's most likely continuations after each position.
-    """
-
-    ids: np.ndarray
-    prompt_len: int
-    top_ids: np.ndarray
-    top_p: np.ndarray
-    kind: str = ""
+TOP = 8
+COLUMNS = {"kind": Value("string"), "prompt": Value("int32"), "size": Value("int32"), "ids": List(Value("int32"))}
+COLUMNS |= {"top_ids": List(Value("int32")), "top_p": List(Value("float16"))}
+OVERLAP = 13  # words in a row that no prompt shares with a Spec-Bench turn
+ARTICLES = 256
+HELD_OUT = {"chat": 24, "translation": 60, "summarization": 32, "qa": 48, "math": 40, "rag": 32}
+ROUND = {"chat": 160, "math": 160, "qa": 160, "translation": 240, "summarization": 96, "rag": 72}
+disable_progress_bars()
 
 
 @dataclass
-class Settings:
-    """New tokens per row, sampling temperature (0 is greedy), cached positions and rows per batch."""
+class Teacher:
+    """The target, and how much it answers at a time."""
 
-    max_new: int = 256
-    temperature: float = 0.0
-    cache_positions: int = 72_000
-    max_rows: int = 160
-    seed: int = 0
+    model: PreTrainedModel
+    tokenizer: object
+    answer_tokens: int = 256  # longest answer
+    cached_tokens: int = 72_000  # cache positions of a batch, padding included
 
+    @torch.inference_mode()
+    def answer(self, prompts: list[list[int]], longest: int, sample: bool = False) -> list[list[int]]:
+        """New tokens for each prompt, greedy or sampled among the TOP most likely; the end token is the last of them."""
+        end, answers = self.tokenizer.eos_token_id, [[] for _ in prompts]
+        settings = {"do_sample": True, "temperature": 1.0, "top_k": TOP} if sample else {"do_sample": False}
+        settings = GenerationConfig(max_new_tokens=longest, eos_token_id=end, pad_token_id=end, **settings)
+        for rows in group_rows([len(prompt) + longest for prompt in prompts], self.cached_tokens):
+            ids, mask = self.pad([prompts[row] for row in rows], left=True)
+            made = self.model.generate(ids, attention_mask=mask, generation_config=settings)[:, ids.shape[1] :].tolist()
+            for row, new in zip(rows, made, strict=True):
+                answers[row] = new[: new.index(end) + 1] if end in new else new
+        return answers
 
-@dataclass
-class _State:
-    """Rows still being decoded; ``alive`` (R,) maps them to rows of the batch."""
+    @torch.inference_mode()
+    def label(self, texts: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per text of n tokens: most likely next tokens and their probabilities, each [(n - 1) * TOP]."""
+        labels = [None] * len(texts)
+        for rows in group_rows([len(text) for text in texts], self.cached_tokens // 4):
+            # Nothing looks to its right, so padding there needs no mask
+            hidden = self.model.model(self.pad([texts[row] for row in rows])[0]).last_hidden_state
+            for row, states in zip(rows, hidden, strict=True):
+                parts = states[: len(texts[row]) - 1].split(512)
+                found = [self.model.lm_head(part).float().softmax(-1).topk(TOP) for part in parts]
+                tops = [torch.cat([getattr(part, name) for part in found]).flatten() for name in ("indices", "values")]
+                labels[row] = tuple(top.cpu().numpy() for top in tops)
+        return labels
 
-    alive: torch.Tensor
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    cache: torch.Tensor
-    bias: torch.Tensor
+    def pad(self, rows: list[list[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids and attention mask [B, longest]."""
+        sides = {"padding_side": "left" if left else "right", "batch_first": True}
+        tensors = [torch.tensor(row) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(tensors, padding_value=self.tokenizer.eos_token_id, **sides)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in tensors], **sides)
+        return ids.to(self.model.device), mask.to(self.model.device)
 
-    def keep(self, mask: torch.Tensor) -> None:
-        """Drop the rows outside ``mask`` (R,), copying the cache."""
-        self.alive, self.tokens, self.positions = self.alive[mask], self.tokens[mask], self.positions[mask]
-        self.cache, self.bias = self.cache[:, :, mask], self.bias[mask]
+    def make_samples(self, chats: list[list[str]], kinds: list[str], sample: bool = False) -> Dataset:
+        """Answers to the first turns and, where a chat has two, to the second after the target's own first answer.
 
-
-class _Record:
-    """Generated tokens (B, max_new) and their labels (B, max_new, K) of one batch."""
-
-    def __init__(self, rows: int, max_new: int):
-        self.tokens = torch.zeros(rows, max_new, dtype=torch.int32)
-        self.top_ids = torch.zeros(rows, max_new, TOP_K, dtype=torch.int32)
-        self.top_p = torch.zeros(rows, max_new, TOP_K, dtype=torch.float16)
-        self.lengths = torch.zeros(rows, dtype=torch.long)
-
-    def add(self, rows: torch.Tensor, step: int, tokens: torch.Tensor, labels: tuple) -> None:
-        """Store the tokens (R,) chosen at ``step`` and the labels (R, K) that they were chosen from."""
-        rows = rows.cpu()
-        self.tokens[rows, step] = tokens.int().cpu()
-        self.top_ids[rows, step], self.top_p[rows, step] = labels[0].cpu(), labels[1].cpu()
-        self.lengths[rows] = step + 1
-
-
-def pick(labels: tuple, temperature: float) -> torch.Tensor:
-    """Choose the next token (R,) from top-k ids and probabilities (R, K), greedily at temperature 0."""
-    ids, probabilities = labels
-    if temperature == 0:
-        return ids[:, 0].long()
-    weights = probabilities.float().clamp_min(1e-6) ** (1 / temperature)
-    return ids.gather(1, torch.multinomial(weights, 1)).squeeze(1).long()
-
-
-def _prefill(model: FastLlama, prompts: list[list[int]], max_new: int) -> tuple[_State, list[tuple], tuple]:
-    """Fill the left-padded cache; return the state, each row's prompt labels and the last labels."""
-    width, rows = max(map(len, prompts)), len(prompts)
-    layers = len(model.layers)
-    shape = (layers, 2, rows, model.kv, width + max_new, model.dim)
-    cache = torch.zeros(shape, dtype=model.dtype, device=model.device)
-    bias = torch.zeros(rows, 1, 1, width + max_new, dtype=model.dtype, device=model.device)
-    labels = []
-    for row, prompt in enumerate(prompts):
-        part = torch.empty(layers, 2, 1, model.kv, len(prompt), model.dim, dtype=model.dtype, device=model.device)
-        hidden = model.prefill(torch.tensor([prompt], device=model.device), part)
-        cache[:, :, row, :, width - len(prompt) : width] = part[:, :, 0]
-        bias[row, ..., : width - len(prompt)] = -torch.inf
-        labels.append(model.label(hidden[0], 512))
-    positions = torch.tensor([len(p) for p in prompts], device=model.device)
-    last = tuple(torch.stack([label[i][-1] for label in labels]) for i in (0, 1))
-    alive = torch.arange(rows, device=model.device)
-    return _State(alive, alive, positions, cache, bias), labels, last
+        Sampled ones, which serve as documents, are longer.
+        """
+        longest = self.answer_tokens * 5 // 2 if sample else self.answer_tokens
+        first = [build_prompt("tokenizer", self.tokenizer, turns[:1], []) for turns in chats]
+        answers = self.answer(first, longest, sample)
+        long = [row for row, turns in enumerate(chats) if len(turns) > 1]
+        said = {row: answer_text(self.tokenizer, answers[row]) for row in long}
+        second = [build_prompt("tokenizer", self.tokenizer, chats[row][:2], [said[row]]) for row in long]
+        prompts, kinds = first + second, kinds + [kinds[row] for row in long]
+        answers += self.answer(second, longest, sample)
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        top_ids, top_p = zip(*self.label(texts), strict=True)
+        columns = [kinds, [len(prompt) for prompt in prompts], [len(text) for text in texts], texts, top_ids, top_p]
+        return Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True)), features=Features(COLUMNS))
 
 
-def generate_batch(model: FastLlama, prompts: list[list[int]], settings: Settings) -> list[Sample]:
-    """Continue prompts until the end token or ``max_new`` tokens; finished rows leave the cache."""
-    state, prompt_labels, labels = _prefill(model, prompts, settings.max_new)
-    record, width = _Record(len(prompts), settings.max_new), max(map(len, prompts))
-    running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
-    for step in range(settings.max_new):
-        state.tokens = pick(labels, settings.temperature)
-        record.add(state.alive[running], step, state.tokens[running], tuple(x[running] for x in labels))
-        running = running & (state.tokens != EOS)
-        if not running.any() or step + 1 == settings.max_new:
-            break
-        if running.float().mean() < 0.8:
-            state.keep(running)
-            running = running[running]
-        hidden = model.step(state.tokens, state.positions, state.cache, width + step, state.bias)
-        state.positions = state.positions + 1
-        labels = model.label(hidden)
-    return [_assemble(p, label, record, row) for row, (p, label) in enumerate(zip(prompts, prompt_labels, strict=True))]
-
-
-def _assemble(prompt: list[int], prompt_label: tuple, record: _Record, row: int) -> Sample:
-    new = int(record.lengths[row])
-    ids = np.concatenate([prompt, record.tokens[row, :new].numpy()]).astype(np.uint16)
-    # The last prompt position and the first generated token share one label.
-    tops = [
-        torch.cat((prompt_label[i].cpu(), part[row, 1:new])).numpy() for i, part in enumerate((record.top_ids, record.top_p))
-    ]
-    return Sample(ids, len(prompt), tops[0].astype(np.uint16), tops[1])
-
-
-def batches(prompts: list[list[int]], settings: Settings) -> list[list[int]]:
-    """Group prompt indices of similar length, longest first, within the cache budget."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    groups: list[list[int]] = []
+def group_rows(sizes: list[int], budget: int) -> list[list[int]]:
+    """Rows of similar size, the largest first; no group takes more than the budget when padded, but for single rows."""
+    order, groups = sorted(range(len(sizes)), key=lambda row: -sizes[row]), []
     while order:
-        rows = settings.cache_positions // (len(prompts[order[0]]) + settings.max_new)
-        rows = max(1, min(rows, settings.max_rows))
+        rows = max(1, budget // sizes[order[0]])
         groups.append(order[:rows])
         order = order[rows:]
     return groups
 
 
-@torch.inference_mode()
-def generate(model: FastLlama, prompts: list[list[int]], settings: Settings, title: str = "") -> list[Sample]:
-    """Generate for all prompts, in their order."""
-    torch.manual_seed(settings.seed)
-    samples: list[Sample | None] = [None] * len(prompts)
-    with tqdm(total=len(prompts), desc=title or "generate", mininterval=5) as progress:
-        for group in batches(prompts, settings):
-            for index, sample in zip(group, generate_batch(model, [prompts[i] for i in group], settings), strict=True):
-                samples[index] = sample
-            progress.update(len(group))
-    return samples
+@dataclass(frozen=True)
+class Shard:
+    """Samples that are made in one go."""
+
+    kind: str
+    count: int  # prompts
+    seed: int
+    split: str = "train"  # or dev, the held-out one
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.seed:03d}-{self.kind}"
 
 
-@torch.inference_mode()
-def label_texts(model: FastLlama, texts: list[list[int]], title: str = "label") -> list[Sample]:
-    """Label plain token sequences without generating; every position counts as prompt."""
-    samples = []
-    for ids in tqdm(texts, desc=title, mininterval=5):
-        hidden = model.prefill(torch.tensor([ids], device=model.device))
-        top_ids, top_p = (part.cpu().numpy() for part in model.label(hidden[0, :-1], 512))
-        samples.append(Sample(np.array(ids, np.uint16), len(ids), top_ids.astype(np.uint16), top_p))
-    return samples
+def plan_shards(rounds: int, scale: float = 1.0) -> list[Shard]:
+    """Articles first because later prompts quote them, then the held-out set, then `rounds` of every kind."""
+    shards = [Shard("article", ARTICLES, 0)] + [Shard(kind, count, 0, "dev") for kind, count in HELD_OUT.items()]
+    shards += [Shard(kind, count, seed) for seed in range(1, rounds + 1) for kind, count in ROUND.items()]
+    return [Shard(shard.kind, max(1, round(scale * shard.count)), shard.seed, shard.split) for shard in shards]
 
 
-def save_samples(path: Path, samples: list[Sample]) -> None:
-    """Write one shard, atomically."""
-    payload = [(s.ids, s.prompt_len, s.top_ids, s.top_p, s.kind) for s in samples]
-    temporary = path.with_suffix(".tmp")
-    torch.save(payload, temporary)
-    temporary.rename(path)
+def make_shards(teacher: Teacher, shards: list[Shard], folder: Path, texts: Texts, questions: Path | None) -> None:
+    """Every shard that does not exist yet; each appears whole or not at all."""
+    overlaps, shares = Overlaps(questions), {}
+    for shard in tqdm(shards, desc="shards", disable=None):
+        path = folder / shard.name
+        if path.exists():
+            continue
+        if shard.kind != "article" and shard.split not in shares:
+            shares[shard.split] = share_texts(texts, read_articles(teacher, folder), shard.split)
+        chats = make_prompts(shard.kind, shard.count, f"{shard.split}{shard.seed}", shares.get(shard.split, texts))
+        kept = [turns for turns in chats if not overlaps.found(turns)]
+        torch.manual_seed(shard.seed)
+        samples = teacher.make_samples(kept, [shard.kind] * len(kept), sample=shard.kind == "article")
+        store_samples(samples, path)
+        new = sum(samples["size"]) - sum(samples["prompt"])
+        tqdm.write(f"{shard.name}: {len(chats)} prompts, {len(chats) - len(kept)} dropped, {new} answer tokens")
 
 
-def load_samples(path: Path) -> list[Sample]:
-    """Read one shard written by :func:`save_samples`."""
-    return [Sample(*item) for item in torch.load(path, weights_only=False)]
+def store_samples(samples: Dataset, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    samples.save_to_disk(partial)
+    partial.rename(path)
+
+
+def load_samples(folder: Path, pattern: str) -> Dataset | None:
+    """All shards that the pattern names, as numpy; None where there are none."""
+    paths = sorted(folder.glob(pattern))
+    return concatenate_datasets([load_from_disk(path) for path in paths]).with_format("numpy") if paths else None
+
+
+def read_articles(teacher: Teacher, folder: Path) -> list[str]:
+    rows = load_samples(folder, "train-*-article")
+    return [answer_text(teacher.tokenizer, row["ids"][row["prompt"] :].tolist()) for row in rows or []]
+
+
+def share_texts(texts: Texts, articles: list[str], split: str) -> Texts:
+    """The split's part: every twentieth text is held out. Articles, which resemble news, become half of the documents."""
+
+    def take(items: list[str]) -> list[str]:
+        return [item for i, item in enumerate(items) if (i % 20 == 0) == (split == "dev")]
+
+    documents, own = take(texts.documents), take([article for article in articles if len(article) > 1200])
+    return Texts(documents + own * (len(documents) // max(1, len(own))), take(texts.german), texts.names)
+
+
+class Overlaps:
+    """Prompts that equal a turn of a question file, or share OVERLAP words in a row with one."""
+
+    def __init__(self, questions: Path | None):
+        lines = questions.read_text().splitlines() if questions else []
+        self.turns = [split_words(turn) for line in lines for turn in json.loads(line)["turns"]]
+        self.whole = {tuple(turn) for turn in self.turns}
+        self.runs = {run for turn in self.turns for run in word_runs(turn)}
+
+    def found(self, turns: list[str]) -> bool:
+        return any(tuple(words) in self.whole or self.runs & word_runs(words) for words in map(split_words, turns))
+
+
+def split_words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def word_runs(words: list[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[i : i + OVERLAP]) for i in range(len(words) - OVERLAP + 1)}

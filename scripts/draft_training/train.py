@@ -1,189 +1,170 @@
-"""Distillation of the draft on teacher shards, on single-threaded data-parallel CPU workers or on one GPU."""
-
-from __future__ import annotations
+"""Distillation: the draft learns what the target finds likely, from stored samples; a run that was cut goes on exactly."""
 
 import json
-import math
-import os
 import random
 import time
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import count, islice
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.distributed as dist
+from datasets import Dataset
 from tqdm import tqdm
+from transformers import LlamaForCausalLM
 
-from .batches import Recipe, batch_stream, copy_samples, make_batch
-from .measure import agreement_bits, summarise
-from .student import Draft, Head, export
-from .teacher import Sample, load_samples
+from .student import soft_loss, start_draft
+from .teacher import TOP
 
-
-def optimisers(draft: Draft, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices (or AdamW for all), AdamW for the norms."""
-    matrices = [p for p in draft.parameters() if p.ndim == 2]
-    vectors = [p for p in draft.parameters() if p.ndim == 1]
-    if recipe.optimiser == "muon":
-        muon = torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=0.0, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-        return [muon, torch.optim.AdamW(vectors, lr=recipe.rate, weight_decay=0.0)]
-    return [torch.optim.AdamW(matrices + vectors, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0)]
+PREFIX = 20  # the chat template's constant system message needs no training
 
 
-def average_gradients(draft: Draft) -> None:
-    """Sum gradients over the workers as one flat message."""
-    if not dist.is_initialized():
-        return
-    parameters = list(draft.parameters())
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
+@dataclass
+class Recipe:
+    """Everything that determines the weights, the samples aside."""
+
+    sources: list[int] = field(default_factory=lambda: [0, 1, 29])  # the target layer that each layer starts as
+    intermediate: int = 1344  # MLP neurons
+    tokens: int = 5_500_000  # positions trained in all, padding included
+    step_tokens: int = 6144
+    rate: float = 1.5e-3  # highest learning rate
+    warmup: int = 20  # steps
+    decay: float = 0.6  # last part of the training, over which the rate falls to zero
+    hard: float = 0.5  # share of the loss on the target's first choice; the rest on its TOP, renormalised
+    prompt_weight: float = 0.25  # of a prompt's positions
+    article_weight: float = 0.5  # of sampled answers
+    copy_every: int = 8  # steps, in the first half, between two that train copying
+    seed: int = 0
 
 
-class Trainer:
-    """One worker's training loop; worker 0 measures on the dev set and writes weights."""
+@dataclass
+class Sample:
+    """A text of n tokens, and what is to come after each but the last."""
 
-    def __init__(self, target: Path, shards: Path, output: Path, recipe: Recipe):
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
-        self.recipe, self.output, self.shards = recipe, output, shards
-        torch.manual_seed(recipe.seed + self.rank)
-        self.draft = Draft(target, recipe.shape, recipe.device)
-        self.optimisers = optimisers(self.draft, recipe)
-        self.dev = [s for p in sorted(shards.glob("dev-*.pt")) for s in load_samples(p)]
-        self.loaded: set[Path] = set()
-        self.samples: list[Sample] = []
-        self.head: Head | None = None
-        self.tokens, self.started = 0, time.time()
+    ids: torch.Tensor  # [n]
+    top_ids: torch.Tensor  # [n - 1, TOP]
+    shares: torch.Tensor  # [n - 1, TOP]: weight of each in the loss
+
+
+@dataclass
+class State:
+    """Where a run is."""
+
+    step: int = 0
+    batches: int = 0  # taken from the stream of samples
+    tokens: int = 0
+    loss: float = 0.0  # of the last step, per unit of weight
+    seconds: float = 0.0
+
+
+def read_sample(row: dict, recipe: Recipe) -> Sample:
+    """A stored row (see teacher.py) as training takes it."""
+    top_ids, soft = (torch.from_numpy(row[name]).view(-1, TOP) for name in ("top_ids", "top_p"))
+    shares = (1 - recipe.hard) * soft.float() / soft.float().sum(1, keepdim=True)
+    shares[:, 0] += recipe.hard
+    shares *= recipe.article_weight if row["kind"] == "article" else 1.0
+    shares[: row["prompt"] - 1] *= recipe.prompt_weight
+    shares[:PREFIX] = 0.0
+    return Sample(torch.from_numpy(row["ids"]).long(), top_ids.long(), shares)
+
+
+def make_copying(samples: list[Sample], width: int, rng: random.Random) -> Sample:
+    """A span, another, and the first again, half of them shuffled. Only the repetition is trained, on its own tokens."""
+    spans = [rng.choice(samples).ids[PREFIX:][:width].tolist() for _ in range(2)]
+    if rng.random() < 0.5:
+        spans = [rng.sample(span, len(span)) for span in spans]
+    ids = torch.tensor([*spans[0], *spans[1], *spans[0]])
+    shares = torch.zeros(len(ids) - 1, TOP)
+    shares[len(spans[0]) + len(spans[1]) + 2 :, 0] = 1
+    return Sample(ids, ids[1:, None].expand(-1, TOP), shares)
+
+
+def stream_rows(sizes: list[int], recipe: Recipe) -> Iterator[list[int]]:
+    """Endless groups of rows of similar size, about step_tokens when padded, in another order every epoch."""
+    for epoch in count():
+        rng = random.Random(f"{recipe.seed}/{epoch}")
+        groups = [[]]
+        for row in sorted(range(len(sizes)), key=lambda row: sizes[row] * rng.uniform(0.9, 1.1)):
+            if groups[-1] and (len(groups[-1]) + 1) * sizes[row] > recipe.step_tokens:
+                groups.append([])
+            groups[-1].append(row)
+        yield from rng.sample(groups, len(groups))
+
+
+class Training:
+    """One run, in `folder`: checkpoint.pt and log.jsonl."""
+
+    def __init__(self, target: LlamaForCausalLM, samples: Dataset, folder: Path, recipe: Recipe):
+        self.samples, self.folder, self.recipe, self.device = samples, folder, recipe, target.device.type
+        self.draft = start_draft(target, recipe.sources, recipe.intermediate)
+        weights = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.AdamW(weights, lr=recipe.rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.state = State()
+
+    def run(self, save_every: int) -> LlamaForCausalLM:
+        """Train until recipe.tokens are reached; a checkpoint and a line of log every `save_every` steps and at the end."""
         self.resume()
+        state, started = self.state, time.perf_counter() - self.state.seconds
+        rows = islice(stream_rows(self.samples["size"], self.recipe), state.batches, None)
+        with tqdm(total=self.recipe.tokens, initial=state.tokens, unit="token", unit_scale=True, disable=None) as bar:
+            while state.tokens < self.recipe.tokens:
+                self.train_step(rows)
+                state.seconds = time.perf_counter() - started
+                bar.update(state.tokens - bar.n)
+                if state.step % save_every == 0 or state.tokens >= self.recipe.tokens:
+                    self.save()
+        return self.draft
 
-    def refresh(self) -> None:
-        """Load shards written since the last call; each worker keeps every ``world``-th sample."""
-        for path in sorted(set(self.shards.glob("train-*.pt")) - self.loaded):
-            self.loaded.add(path)
-            self.samples += load_samples(path)[self.rank :: self.world]
-        counts = np.bincount(np.concatenate([s.top_ids[:, 0] for s in self.samples]), minlength=49152)
-        frequent = torch.from_numpy(counts.argsort()[::-1][: self.recipe.frequent].copy())
-        self.head = Head(frequent.to(self.recipe.device))
+    def train_step(self, rows: Iterator[list[int]]) -> None:
+        recipe, state = self.recipe, self.state
+        done = state.tokens / recipe.tokens
+        rng = random.Random(f"{recipe.seed}-{state.step}")  # of the step alone, so that a resumed run draws the same
+        if done < 0.5 and state.step % recipe.copy_every == 1:
+            width = rng.randint(60, 160)
+            known = self.read(rng.choices(range(len(self.samples)), k=16))
+            samples = [make_copying(known, width, rng) for _ in range(max(1, recipe.step_tokens // (3 * width)))]
+        else:
+            samples, state.batches = self.read(next(rows)), state.batches + 1
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate * min(1.0, (state.step + 1) / recipe.warmup, (1 - done) / recipe.decay)
+        self.update(samples)
+        state.step += 1
+
+    def update(self, samples: list[Sample]) -> None:
+        """One step of the optimiser on the positions that have a weight."""
+        ids = torch.nn.utils.rnn.pad_sequence([sample.ids[:-1] for sample in samples], batch_first=True).to(self.device)
+        used = [sample.shares.sum(1) > 0 for sample in samples]
+        mask = torch.nn.utils.rnn.pad_sequence(used, batch_first=True).to(self.device)
+        top_ids, shares = (
+            torch.cat([getattr(sample, name)[kept] for sample, kept in zip(samples, used, strict=True)]).to(self.device)
+            for name in ("top_ids", "shares")
+        )
+        with torch.autocast(self.device, torch.bfloat16):
+            # Nothing looks to its right, so padding there needs no attention mask
+            hidden = self.draft.model(ids, use_cache=False).last_hidden_state[mask]
+            loss = soft_loss(self.draft.lm_head.weight, hidden, top_ids, shares) / shares.sum().clamp_min(1.0)
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
+        self.optimiser.step()
+        self.state.tokens, self.state.loss = self.state.tokens + ids.numel(), loss.item()
+
+    def read(self, rows: list[int]) -> list[Sample]:
+        return [read_sample(self.samples[row], self.recipe) for row in rows]
 
     def resume(self) -> None:
-        """Continue from the last checkpoint, if this run has one."""
-        path = self.output / "checkpoint.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.recipe.device)
-        self.draft.load_state_dict(state["draft"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        self.tokens, self.started = state["tokens"], time.time() - state["seconds"]
+        path = self.folder / "checkpoint.pt"
+        if path.exists():
+            saved = torch.load(path, map_location=self.device)
+            self.draft.model.load_state_dict(saved["draft"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            self.state = State(**saved["state"])
 
-    def checkpoint(self) -> None:
-        """Write everything that :meth:`resume` needs."""
-        state = {
-            "draft": self.draft.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "tokens": self.tokens,
-            "seconds": time.time() - self.started,
-        }
-        torch.save(state, self.output / "checkpoint.tmp")
-        (self.output / "checkpoint.tmp").rename(self.output / "checkpoint.pt")
-
-    def progress(self) -> float:
-        """Fraction of the time budget used, agreed on by all workers."""
-        used = torch.tensor((time.time() - self.started) / 60 / self.recipe.minutes)
-        if dist.is_initialized():
-            dist.broadcast(used, 0)
-        return float(used)
-
-    def set_rate(self, step: int, fraction: float) -> None:
-        """Linear warm-up, then a flat stretch, then a linear decay to zero over the last 60% of the time."""
-        scale = min(1.0, (step + 1) / self.recipe.warmup, max(0.0, 1 - fraction) / 0.6)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self.recipe.rate * scale
-
-    def step(self, samples: list[Sample]) -> float:
-        """One optimiser step; returns this worker's mean loss per unit of weight."""
-        batch = make_batch(samples, self.recipe)
-        hidden = self.draft(batch.ids).flatten(0, 1)[batch.positions]
-        weight = torch.stack((batch.shares.sum(), torch.tensor(float(batch.ids.numel()), device=batch.ids.device)))
-        local = float(weight[0])
-        if dist.is_initialized():
-            dist.all_reduce(weight)
-        loss = self.head.loss(self.draft, hidden, batch.top_ids, batch.shares) / weight[0]
-        loss.backward()
-        average_gradients(self.draft)
-        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), 1.0)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        self.tokens += int(weight[1])
-        return float(loss) * float(weight[0]) / local
-
-    def run(self) -> None:
-        """Train until the time budget is used, picking up new shards and checkpointing on the way."""
-        self.refresh()
-        rng = random.Random(self.recipe.seed + self.rank)
-        size = self.recipe.step_tokens // self.world
-        stream = batch_stream(self.samples, size, rng)
-        smooth, measured, step = None, time.time(), 0
-        bar = tqdm(disable=self.rank > 0, mininterval=10, desc="train")
-        for step in range(self.recipe.max_steps):
-            fraction = self.progress()
-            if fraction >= 1:
-                break
-            self.set_rate(step, fraction)
-            copying = fraction < 0.5 and step % self.recipe.copy_every == 1
-            loss = self.step(copy_samples(self.samples, size, rng) if copying else next(stream))
-            if copying:
-                continue
-            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
-            bar.update()
-            bar.set_postfix(loss=f"{smooth:.3f}", mtok=f"{self.tokens / 1e6:.2f}", done=f"{fraction:.0%}")
-            if time.time() - measured > self.recipe.report_seconds:
-                self.report(step, smooth)
-                self.refresh()
-                stream = batch_stream(self.samples, size, rng)
-                measured = time.time()
-        self.report(step, smooth or math.nan)
-
-    def report(self, step: int, loss: float) -> None:
-        """Worker 0 logs the dev result and writes the weights."""
-        if self.rank:
-            return
-        minutes = (time.time() - self.started) / 60
-        line = {"step": step, "minutes": round(minutes, 1), "tokens": self.tokens, "loss": round(loss, 4)}
-        scores = summarise(agreement_bits(self.draft, self.dev))["tasks"]
-        line |= {task: round(row["mean_emitted"], 3) for task, row in scores.items()}
-        line |= {"agreement": round(scores["overall"]["agreement"], 4)}
-        self.output.mkdir(parents=True, exist_ok=True)
-        export(self.draft, self.output)
-        self.checkpoint()
-        with (self.output / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        tqdm.write(json.dumps(line))
-
-
-def worker(rank: int, world: int, target: Path, shards: Path, output: Path, recipe: Recipe) -> None:
-    """Entry point of one data-parallel process."""
-    if world > 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29517")
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", rank=rank, world_size=world)
-    Trainer(target, shards, output, recipe).run()
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def train(target: Path, shards: Path, output: Path, recipe: Recipe, workers: int) -> None:
-    """Run the training with ``workers`` processes."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
-    arguments = (workers, target, shards, output, recipe)
-    if workers == 1:
-        worker(0, *arguments)
-    else:
-        torch.multiprocessing.spawn(worker, arguments, nprocs=workers)
+    def save(self) -> None:
+        """What `resume` needs, and a line of log."""
+        partial = self.folder / "checkpoint.partial"
+        saved = {"draft": self.draft.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        torch.save(saved | {"state": asdict(self.state)}, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(asdict(self.state)) + "\n")

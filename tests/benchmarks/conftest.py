@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import pytest
 import transformers
 from hydra.core.global_hydra import GlobalHydra
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 
 @dataclass
@@ -25,9 +26,8 @@ class Ended:
 
 
 @pytest.fixture
-def load_benchmark(monkeypatch):
+def load_benchmark():
     """load_benchmark(name) -> its module."""
-    monkeypatch.syspath_prepend(str(FOLDER))
     return importlib.import_module
 
 

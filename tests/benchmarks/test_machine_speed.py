@@ -1,16 +1,18 @@
-"""Bandwidth, roofline and overhead: the counted bytes, the printed figures and what counts as outside a forward."""
+"""The harness, and all benchmarks but that beside transformers: counted bytes, printed figures, what is outside forwards."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from gammatune.compose import compose_config
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.policies.fixed import Fixed
 
 ROOT = Path(__file__).parents[2]
@@ -45,19 +47,13 @@ def test_bandwidth_is_that_of_the_fastest_reader(bandwidth):
 
 
 def test_benchmarks_run_from_the_command_line_of_any_folder(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks/bandwidth.py"),
-        "--copy-mib",
-        "2",
-        "runtime.threads=1",
-        "--repeats",
-        "2",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    words = ["--copy-mib", "2", "runtime.threads=1", "--repeats", "2"]
+    command = [sys.executable, str(ROOT / "benchmarks/bandwidth.py"), *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["threads"] == 1
-    assert result["read_gbps"] > 0
+    assert result["threads"] == 1 and result["read_gbps"] > 0
+    assert done.stdout.startswith(result["device"]) and result["processor"] in done.stdout, "the table names its machine"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -72,7 +68,7 @@ def test_the_floor_counts_every_matrix_once_and_the_cache(roofline, tied):
 
 
 def test_the_floor_of_a_reduced_head_is_lower_by_its_rows(roofline):
-    whole, reduced = (load_tiny(f"model_pair.draft.head={head}").draft for head in ("null", 100))
+    whole, reduced = (load_tiny(f"model_pair.draft.vocabulary={head}").draft for head in ("null", 100))
     floors = [roofline.count_floor(draft, torch.float32, context=10) for draft in (whole, reduced)]
     assert floors[0].weights - floors[1].weights == 4 * (VOCAB - 100) * HIDDEN
 
@@ -81,11 +77,10 @@ def test_roofline_holds_every_step_against_the_bandwidth(roofline, call):
     ended = call(roofline, "--context", 32, "--repeats", 3, "--copy-mib", 2)
     result, kinds = ended.result, {("target", n) for n in (1, 2, 6, 16)} | {("draft", 1)}
     assert ended.code == 0
-    assert ended.out.index("One step must read") < ended.out.index("share")
     found = [(row["model"], row["tokens"], row["dtype"], row["runtime"]) for row in result["rows"]]
     assert len(set(found)) == len(found)
     for dtype in ("fp32", "bf16"):
-        for runtime in roofline.build_runtimes(load_tiny(dtype=dtype)):
+        for runtime in roofline.build_decoders(load_tiny(dtype=dtype)):
             assert {row[:2] for row in found if row[2:] == (dtype, runtime)} == kinds
     for row in result["rows"]:
         assert 0 < row["low"] <= row["ms"] <= row["high"]
@@ -99,23 +94,17 @@ def test_roofline_holds_every_step_against_the_bandwidth(roofline, call):
 
 
 def test_steps_leave_the_caches_as_they_were(roofline):
-    pair = load_tiny()
-    for runtime in roofline.build_runtimes(pair).values():
-        arm = roofline.Arm("fp32", runtime, context=8)
-        text = runtime.upload(list(range(4, 28)))
-        arm.fill(text[:8])
-        rows = roofline.measure_burst(arm, text, roofline.Clock(pair.device))
-        assert [(row[0], row[3]) for row in rows] == [
-            (m, n if m == "target" else 1) for n in (1, 2, 6, 16) for m in ("draft", "target")
-        ]
-        assert (runtime.target.length, runtime.draft.length) == (8, 8)
+    for decoder in roofline.build_decoders(load_tiny()).values():
+        arm = roofline.make_arm(decoder, "fp32", 6, list(range(4, 28)), context=8)
+        assert set(arm.work(None)) == {"target", "draft"}
+        assert [model.length for model in decoder.models.values()] == [8, 8]
 
 
 def test_overhead_has_a_share_and_host_reads_for_every_arm(overhead, call):
     ended = call(overhead, "--questions", 2, "--tokens", 8, "--repeats", 1)
     rows = {(row["policy"], row["runtime"]): row for row in ended.result["rows"]}
     assert ended.code == 0
-    assert len(rows) == 4 * len(overhead.build_runtimes(load_tiny()))
+    assert len(rows) == 4 * len(overhead.build_decoders(load_tiny()))
     for row in rows.values():
         assert 0 < row["low"] <= row["share_outside"] <= row["high"] < 1
         assert row["outside_ms"] < row["round_ms"]
@@ -132,12 +121,10 @@ def test_a_slow_policy_counts_outside_and_a_slow_forward_inside(overhead):
             return super().plan()
 
     def share(policy, pause: float) -> float:
-        runtime = overhead.build_runtimes(load_tiny())["eager"]
-        forward = runtime.target.forward
-        runtime.target.forward = lambda *args, **options: (time.sleep(pause), forward(*args, **options))[1]
-        watch = overhead.Stopwatch(runtime, overhead.Clock(runtime.device))
-        row = overhead.Arm("any", policy, watch).answer(list(range(4, 40)), tokens=8)
-        return 1 - row["inside_ms"] / row["ms"]
+        decoder = overhead.build_decoders(load_tiny())["eager"]
+        forward = decoder.models["target"].forward
+        decoder.models["target"].forward = lambda *args, **options: (time.sleep(pause), forward(*args, **options))[1]
+        return overhead.Watched(decoder).answer(list(range(4, 40)), policy, tokens=8)["share_outside"]
 
     assert share(Slow(gamma=1), pause=0) > 0.5
     assert share(Fixed(gamma=1), pause=0.03) < 0.3
@@ -148,7 +135,7 @@ def test_a_slow_policy_counts_outside_and_a_slow_forward_inside(overhead):
     [
         ("bandwidth", ("--copy-mib", 0), "--copy-mib 0 must be 1 or more."),
         ("bandwidth", ("--copy-mib", 10**8), "--copy-mib 100000000 takes 195312.5 GiB for two buffers"),
-        ("roofline", ("--context", 512), "--context 512 leaves no room for a block of 16 tokens"),
+        ("roofline", ("--context", 512), "--context 512 leaves no place for a block of 16 tokens"),
         ("roofline", ("--repeats", 1), "--repeats 1 must be 2 or more."),
         ("overhead", ("runtime.dtype=fp8",), "runtime.dtype=fp8 is not known"),
         ("overhead", ("runtime.dtyp=fp32",), "runtime has no setting dtyp"),
@@ -159,3 +146,54 @@ def test_bad_input_is_one_sentence(load_benchmark, call, name, words, sentence):
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(sentence)
     assert ended.err.count("\n") == 1
+
+
+def test_arms_take_turns_at_being_first(load_benchmark):
+    harness, calls = load_benchmark("harness"), []
+    arms = [
+        harness.Arm({"arm": name}, lambda given, name=name: {"given": calls.append((name, given)) or given})
+        for name in "abc"
+    ]
+    measured = harness.measure(arms, [10, 20], torch.device("cpu"), repeats=2)
+    orders = [calls[start : start + 3] for start in range(0, 15, 3)]
+    assert [[name for name, _ in order] for order in orders[1:]] == [list(order) for order in ("abc", "bca", "cab", "abc")]
+    assert [{given for _, given in order} for order in orders] == [{10}, {10}, {20}, {10}, {20}]
+    assert len(measured) == 12, "the first call of each arm is left out"
+    assert measured.groupby(["arm", "input", "repeat"])["given"].first().tolist() == [10, 10, 20, 20] * 3
+    assert (measured["seconds"] > 0).all()
+
+
+def test_tables_hold_medians_over_repeats_then_inputs(load_benchmark):
+    harness = load_benchmark("harness")
+    rows = [("x", i, r, ms) for i, found in enumerate([(2, 4, 9), (1, 1, 1), (6, 8, 7)]) for r, ms in enumerate(found)]
+    measured = pd.DataFrame(rows, columns=["arm", "input", "repeat", "ms"])
+    (row,) = harness.tabulate(measured, ["arm"], ["ms"], "ms").to_dict("records")
+    assert row == {"arm": "x", "ms": 4.0, "low": 1.0, "high": 7.0}
+
+
+def test_the_interval_of_a_median_narrows_with_more_questions(load_benchmark):
+    interval = load_benchmark("harness").median_interval
+    few, many = interval([1.0, 2.0, 3.0]), interval([1.0, 2.0, 3.0] * 20)
+    assert few == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert many["median"] == 2.0 and many["high"] - many["low"] <= 1.0
+
+
+def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys):
+    """A stored run, whose prices were measured on the same machine but on another day."""
+    folder, benchmark = ROOT / "results" / "reference", load_benchmark("modelled_speed")
+    run, prices = folder / "smollm2-draft-135m-demo-2828959329", folder / "smollm2-draft-135m-specbench" / "cost.json"
+    assert benchmark.main(["--run", str(run), "--prices", str(prices)]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert len(rows) == 16
+    assert all(0.9 < row["low"] <= row["ratio"] <= row["high"] < 1.02 for row in rows)
+    for row in rows:
+        assert row["modelled_speedup"] == pytest.approx(row["live_speedup"], rel=0.05)
+    other = folder / "speed-2-core-xeon" / "cost-compiled-bf16.json"
+    assert benchmark.main(["--run", str(run), "--prices", str(other)]) == 2
+    assert "differ in weights, dtype" in capsys.readouterr().err
+
+
+def test_replay_throughput_tries_a_thousand_settings_of_each(load_benchmark):
+    benchmark = load_benchmark("replay_throughput")
+    grids = {name: benchmark.build_grid(name) for name in benchmark.GRIDS}
+    assert {name: len({str(policy) for policy in grid}) for name, grid in grids.items()} == dict.fromkeys(grids, 1000)

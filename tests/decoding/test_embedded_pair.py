@@ -9,7 +9,7 @@ from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.drafters.lookup import Lookup
 from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 pytestmark = pytest.mark.embedded
 ARMS = [("gammatune_plus", {"gamma": 4, "tau": 0.2}), ("fixed", {"gamma": 5}), ("gammatune", {"gamma": 2})]

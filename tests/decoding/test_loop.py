@@ -17,7 +17,7 @@ from gammatune.decoding import loop
 from gammatune.decoding.loop import build_engine, generate_autoregressive, generate_speculative
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes.device import Device
 
@@ -71,7 +71,7 @@ def test_every_shipped_policy_gives_the_targets_own_answer(kind):
 def llamas(request):
     """Two small Llamas, as transformers runs them; their answers end at one of two tokens."""
     noise, head = request.param
-    return build_engine(replace(random_pair(seed=1, noise=noise, vocab_size=40, head=head), eos_ids=(9, 17)))
+    return build_engine(replace(random_pair(seed=1, noise=noise, vocab_size=40, vocabulary=head), eos_ids=(9, 17)))
 
 
 def test_with_real_models_answers_are_transformers_own(llamas):
@@ -88,7 +88,7 @@ def test_with_real_models_answers_are_transformers_own(llamas):
 
 def test_a_head_with_all_rows_drafts_as_the_whole_one():
     pair = random_pair(seed=1, noise=0.1, vocab_size=40)
-    whole, reduced = build_engine(pair), build_engine(random_pair(seed=1, noise=0.1, vocab_size=40, head=40))
+    whole, reduced = build_engine(pair), build_engine(random_pair(seed=1, noise=0.1, vocab_size=40, vocabulary=40))
     for seed in range(3):
         policy = make_policy("gammatune_plus", tau=0.1)
         assert facts_of(answer(whole, draw_prompt(seed), policy)) == facts_of(answer(reduced, draw_prompt(seed), policy))

@@ -11,7 +11,7 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_autoregressive
 from gammatune.drafters import model as draft_model
 from gammatune.drafters.lookup import Lookup
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.replay.table import AcceptanceTable
 from gammatune.traces import MATCH, StartTrace, TextTrace
 
@@ -22,7 +22,7 @@ BUDGET = 40
 def llamas(request):
     """Two small Llamas as transformers runs them. Two tokens of forty end an answer."""
     noise, head = request.param
-    return build_engine(replace(random_pair(seed=1, noise=noise, vocab_size=40, head=head), eos_ids=(9, 17)))
+    return build_engine(replace(random_pair(seed=1, noise=noise, vocab_size=40, vocabulary=head), eos_ids=(9, 17)))
 
 
 def plain(trace) -> dict:

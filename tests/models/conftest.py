@@ -17,7 +17,7 @@ def make_pair_config():
     """make_pair_config(target_folder, draft_folder, **fields) -> PairConfig that loads both from disk."""
 
     def make(target, draft, **fields):
-        target, draft = Checkpoint(id="t", path=str(target)), Checkpoint(id="d", path=str(draft))
+        target, draft = Checkpoint(path=str(target)), Checkpoint(path=str(draft))
         return PairConfig(name="test", target=target, draft=draft, **fields)
 
     return make

@@ -17,17 +17,17 @@ COMMIT = "a" * 40
 CLIENT = """
 import json, sys
 from gammatune.errors import UserError
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.config import Checkpoint, PairConfig
-answers = []
-for case in json.loads(sys.argv[1]):
+def load(case):
     target, draft = (Checkpoint(**case[role]) for role in ("target", "draft"))
     try:
         pair = load_pair(PairConfig(name="hub", target=target, draft=draft))
-        answers.append([pair.identity, pair.vocab_size])
+        return [pair.identity, pair.vocab_size]
     except UserError as error:
-        answers.append(str(error))
-print(json.dumps(answers))
+        return str(error)
+for line in sys.stdin:
+    print(json.dumps([load(case) for case in json.loads(line)]), flush=True)
 """
 
 
@@ -117,15 +117,17 @@ def answers(tmp_path_factory):
     }
     handler = type("Handler", (Hub,), {"repositories": repositories, "requested": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        online = load_all(folder, server.server_port)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        client = start_client(folder, server.server_port)
+        online = load_all(client)
         server.shutdown()
-    offline = load_all(folder, server.server_port)
+    offline = load_all(client)
+    client.communicate(timeout=60)
     return online, offline, handler.requested
 
 
-def load_all(folder, port):
-    """The answers to CASES of a fresh process, since the hub's address is read when its client is imported."""
+def start_client(folder, port):
+    """A process of its own, since the hub's address is read when its client is imported."""
     settings = {
         "HF_ENDPOINT": f"http://127.0.0.1:{port}",
         "HF_HOME": str(folder / "cache"),
@@ -133,15 +135,15 @@ def load_all(folder, port):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(list(CASES.values()))],
-        env={**os.environ, **settings},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-c", CLIENT], env={**os.environ, **settings}, text=True, **pipes)
+
+
+def load_all(client):
+    """The answers to CASES."""
+    client.stdin.write(json.dumps(list(CASES.values())) + "\n")
+    client.stdin.flush()
+    return dict(zip(CASES, json.loads(client.stdout.readline()), strict=True))
 
 
 def test_a_pair_from_the_hub_is_known_by_its_commit_and_then_needs_no_network(answers):

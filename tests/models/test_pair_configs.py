@@ -1,15 +1,15 @@
 """Every shipped pair is a complete, valid PairConfig, and says how to run it."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from gammatune.config import PairConfig
-from gammatune.models.checkpoints import read_config, shape_of
-from gammatune.models.embedded import DRAFT_FOLDER
-from gammatune.models.memory import Need, weight_bytes
+from gammatune.config import Checkpoint, PairConfig
+from gammatune.models.load import Demand, count_weights, make_config
+from gammatune.models.sources import DRAFT_FOLDER
 
 FOLDER = Path(__file__).parents[2] / "gammatune" / "configs" / "model_pair"
 PAIRS = sorted(FOLDER.glob("*.yaml"))
@@ -43,7 +43,10 @@ def test_a_shipped_pair_is_complete(path):
 @pytest.mark.parametrize("name", SIZES)
 def test_a_shape_has_the_published_number_of_parameters(name):
     config = read(FOLDER / f"{name}.yaml")
-    counts = [weight_bytes(Need(role.shape, torch.int8)) / 1e6 for role in (config.target, config.draft)]
+    counts = [
+        count_weights(Demand(make_config(role.shape), Checkpoint(), torch.float16)) / 2e6
+        for role in (config.target, config.draft)
+    ]
     assert counts == pytest.approx(SIZES[name], rel=0.005)
 
 
@@ -52,4 +55,12 @@ def test_all_pairs_are_covered():
 
 
 def test_the_shipped_drafts_shape_is_the_one_in_its_config():
-    assert shape_of(read_config("draft", "shipped", DRAFT_FOLDER)) == read(FOLDER / "smollm2-draft-135m.yaml").draft.shape
+    shape = vars(read(FOLDER / "smollm2-draft-135m.yaml").draft.shape) | {"head_dim": 64}
+    config = json.loads((DRAFT_FOLDER / "config.json").read_text())
+    assert {key: config[key] for key in shape} == shape
+
+
+def test_a_pair_of_ones_own_needs_no_shapes_and_for_drafters_without_a_model_no_draft():
+    settings = {"name": "own", "target": {"id": "somebody/model"}}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PairConfig), settings))
+    assert config.draft == Checkpoint() and config.target.shape is None

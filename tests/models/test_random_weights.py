@@ -7,7 +7,7 @@ import torch
 
 from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
-from gammatune.models.pairs import load_pair
+from gammatune.models.pair import load_pair
 from gammatune.models.tiny import ByteTokenizer, tiny_shape
 
 
@@ -30,6 +30,14 @@ def test_shapes_are_true_and_the_pair_is_marked(config):
         assert torch.isfinite(pair.target(torch.tensor([pair.tokenizer.encode("Hi")])).logits).all()
 
 
+def test_a_target_alone_needs_no_shape_of_a_draft(config):
+    alone = load_pair(replace(config, draft=Checkpoint()), with_draft=False)
+    assert (alone.draft, alone.vocab_size, alone.context) == (None, 320, 512)
+    assert torch.equal(alone.target.lm_head.weight, load_pair(config).target.lm_head.weight)
+    with pytest.raises(UserError, match="model_pair.draft.shape is not given"):
+        load_pair(replace(config, draft=Checkpoint()))
+
+
 def test_the_callers_random_state_is_untouched_and_weights_repeat(config):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -44,9 +52,12 @@ def test_the_tokenizer_of_a_local_folder_is_used(config, make_checkpoint):
     pair = load_pair(config)
     assert pair.tokenizer.decode(pair.tokenizer.encode("abc")) == "abc"
     assert pair.chat_template == "tokenizer"
+    config.draft.shape.vocab_size = 100
+    with pytest.raises(UserError, match="has 259 tokens, but the shapes hold 100"):
+        load_pair(config)
 
 
 def test_quantised_random_weights_are_refused(config):
     config.target.quantization = "int8"
-    with pytest.raises(UserError, match="unquantised weights only"):
+    with pytest.raises(UserError, match="are not quantised"):
         load_pair(config)

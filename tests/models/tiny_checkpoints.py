@@ -1,8 +1,12 @@
 """Real checkpoints, small enough to be written by a test: a tiny Llama and a byte-level tokenizer beside it."""
 
+import gguf
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gammatune.models.load import make_config
+from gammatune.models.tiny import tiny_shape
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 
@@ -41,3 +45,34 @@ def checkpoint_maker(parent):
         return folder
 
     return make
+
+
+def write_gguf(path):
+    """A tiny Qwen2 as one GGUF file; returns the model."""
+    shape = tiny_shape(2, vocab_size=260, tie_word_embeddings=True, model_type="qwen2")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make_config(shape))
+    writer = gguf.GGUFWriter(path, "qwen2")
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_layer_norm_rms_eps(model.config.rms_norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"])
+    writer.add_token_types([3] * 3 + [1] * 257)
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(2)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, shape.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        module, _, kind = name.rpartition(".")
+        if module != "lm_head":  # tied
+            writer.add_tensor(f"{names.get_name(module)}.{kind}", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model

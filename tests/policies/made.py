@@ -14,7 +14,7 @@ def signal(top1: float = 0.5, chosen: float | None = None, entropy: float = 1.0,
 
 
 def draft_block(policy, signals: list[DraftSignal]) -> int:
-    """Tokens drafted when the draft would think `signals`, as the decoding loop counts them."""
+    """Tokens drafted where the draft gives `signals`, as the decoding loop counts them."""
     planned = policy.plan()
     for seen in signals[:planned]:
         if not policy.keep_drafting(seen):

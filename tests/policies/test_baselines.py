@@ -20,5 +20,5 @@ def test_the_oracle_plans_what_it_was_told_and_nothing_else():
         policy.plan()
 
 
-def test_only_the_oracle_needs_foresight():
-    assert [name for name, policy in POLICIES.items() if policy.needs_foresight] == ["oracle"]
+def test_only_the_oracle_is_one():
+    assert [name for name, option in POLICIES.items() if option.rule.oracle] == ["oracle"]

@@ -14,7 +14,7 @@ from transformers.generation.candidate_generator import AssistedCandidateGenerat
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.hf_online import trace_roc
 from gammatune.records import Round

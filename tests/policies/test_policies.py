@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made import finished, signal
+from other_settings import RULES
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES
@@ -140,9 +141,9 @@ def test_settings_out_of_range_are_refused_by_name(name, wrong):
 
 def test_gamma_is_a_start_where_the_rule_moves_it():
     """Elsewhere it is the number itself, or a ceiling."""
-    starting = {name for name, policy in POLICIES.items() if policy.gamma_is_start}
-    assert starting == {"gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk"}
-    assert all("gamma_now" in POLICIES[name].kept for name in starting)
+    adapting = {name for name, option in POLICIES.items() if option.rule.adapts_gamma}
+    assert adapting == {"gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk"}
+    assert all("gamma_now" in POLICIES[name].rule.state_fields for name in adapting)
 
 
 def play(policy, shares: list[float]) -> None:
@@ -157,7 +158,8 @@ def play(policy, shares: list[float]) -> None:
         policy.observe(finished(planned, accepted))
 
 
-@pytest.mark.parametrize("name", list(POLICIES))
+@pytest.mark.parametrize("name", RULES)
+@settings(max_examples=20)
 @given(before=st.lists(st.floats(0, 1), max_size=40), after=st.lists(st.floats(0, 1), max_size=20))
 def test_a_state_is_all_that_the_next_rounds_need_and_reset_forgets(name, before, after):
     """From a logged state a fresh policy goes on as the old one; after reset it is a new one. Plans are never negative."""

@@ -23,7 +23,7 @@ from gammatune.records import Block, Proposal, Signals
 from gammatune.replay.simulate import prepare, replay
 from gammatune.studies.replay_check import same_round
 from gammatune.tasks.prompts import build_prompt
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 BUDGETS = (1, 2, 7, 13, 30)
 
@@ -114,7 +114,7 @@ def test_every_shipped_policy_replays_as_it_ran(recorded, name):
 class ToldOracle(Oracle):
     """The oracle where nobody foresees: it plans what its replay planned."""
 
-    needs_foresight = False
+    oracle = False
     told: list[int]
 
     def reset(self) -> None:

@@ -1,17 +1,19 @@
-"""A seeded study on disk, written through the real files: what `record` and `cost` leave behind, without a model."""
+"""A seeded study on disk, written through the real files: what `record` and `prices` leave, without a model."""
 
 import json
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json
 from gammatune.replay.simulate import prepare, replay
-from gammatune.replay.table import MISMATCH, UNKNOWN, AcceptanceTable, AcceptanceTurn, Signals, write_table
+from gammatune.replay.table import MISMATCH, AcceptanceTable, AcceptanceTurn, Signals, write_table
 from gammatune.studies.bounds import derive_bounds, store_bounds
-from gammatune.studies.importers.specbench import build_schedule, estimate_match_rate, import_answers
-from gammatune.studies.paper import COST_FILE, TABLE_FILE
+from gammatune.studies.importers.specbench import build_schedule, import_answers
+from gammatune.studies.study import PRICES_FILE, TABLE_FILE, Study, read_study
 
 TASK_ODDS = {"mt_bench": 0.5, "qa": 0.35, "math_reasoning": 0.7, "translation": 0.3}
 BUDGET, GAMMA_MAX = 60, 24
@@ -31,8 +33,8 @@ def draw_turn(rng: np.random.Generator, task: str, question: int, turn: int) -> 
     odds = np.clip(np.repeat(rng.normal(TASK_ODDS[task], 0.25, tokens // 5 + 1), 5)[:tokens], 0.05, 0.97)
     match = (rng.random(tokens) < odds).astype(np.int8)
     wrong = np.flatnonzero(match == MISMATCH)
-    room = np.clip(BUDGET - 2 - wrong, 0, GAMMA_MAX)
-    steps = np.minimum(room, rng.geometric(0.05, len(wrong)) - 1).astype(np.int8)
+    left = np.clip(BUDGET - 2 - wrong, 0, GAMMA_MAX)
+    steps = np.minimum(left, rng.geometric(0.05, len(wrong)) - 1).astype(np.int8)
     return AcceptanceTurn(
         question_id=question,
         category=task,
@@ -45,7 +47,7 @@ def draw_turn(rng: np.random.Generator, task: str, question: int, turn: int) -> 
         match=match,
         signals=draw_signals(odds, rng),
         tail_steps=steps,
-        tail_ended=steps < room,
+        tail_ended=steps < left,
         tails=draw_signals(rng.uniform(0.05, 0.5, steps.sum()), rng),
     )
 
@@ -78,7 +80,7 @@ def store_study(folder: Path, table: AcceptanceTable | None = None) -> Path:
     """Write the table and its prices; returns the folder."""
     folder.mkdir(parents=True)
     write_table(table or draw_study_table(), folder / TABLE_FILE)
-    (folder / COST_FILE).write_text(json.dumps(curve_to_json(make_curve())))
+    (folder / PRICES_FILE).write_text(json.dumps(curve_to_json(make_curve())))
     return folder
 
 
@@ -100,9 +102,30 @@ def log_line(question: int, category: str, emitted: list[int]) -> str:
 
 def store_bounded_log(folder: Path, table: AcceptanceTable) -> Path:
     """Write what `bounds` stores of an imported log; returns the folder."""
-    rate = estimate_match_rate(table)
-    unknown = sum(int((turn.match == UNKNOWN).sum()) for turn in table.turns) / table.tokens
-    counts = {"turns": len(table.turns), "tokens": table.tokens, "unknown": unknown, "rate": rate}
-    policies = {name: POLICIES[name]() for name in LOGGED}
-    store_bounds(derive_bounds(table, RATIOS, policies, rate), table.facts | counts, folder)
+    store_bounds(derive_bounds(table, RATIOS, {name: POLICIES[name]() for name in LOGGED}), folder)
     return folder
+
+
+PLACE = TemporaryDirectory()
+
+
+@cache
+def made_folder() -> Path:
+    """One stored study for all tests; none may change it."""
+    return store_study(Path(PLACE.name) / "reference" / "made")
+
+
+@cache
+def made_study() -> Study:
+    return read_study(made_folder())
+
+
+@cache
+def made_log() -> AcceptanceTable:
+    return import_log(Path(PLACE.name) / "log.jsonl")
+
+
+@cache
+def made_bounds() -> Path:
+    """One stored folder of bounds for all tests; none may change it."""
+    return store_bounded_log(Path(PLACE.name) / "reference" / "log", made_log())

@@ -8,7 +8,8 @@ import pytest
 from stored import Recipe, store_run
 
 from gammatune.records import Round, TurnLog
-from gammatune.report import frames, metrics
+from gammatune.report import metrics
+from gammatune.runs import frames
 from gammatune.runs.store import read_run
 
 
@@ -70,7 +71,7 @@ def test_an_arm_that_never_drafts_has_no_acceptance_rate():
 
 
 def test_conditional_acceptance_by_hand():
-    """Drafted/accepted 3/3, 3/1, 3/0, 1/1: position 1 stands 3 of 4, position 2 one of two, position 3 one of one."""
+    """Drafted/accepted 3/3, 3/1, 3/0, 1/1: accepted are 3 of 4 first, one of two second and the one third token."""
     rounds = [make_round(3, 3), make_round(3, 1), make_round(3, 0), make_round(1, 1)]
     _, _, table = tabulate(make_turn(1, rounds))
     found = metrics.conditional_acceptance(table)
@@ -149,10 +150,9 @@ def test_gain_over_mean_fixed_takes_common_starts_only():
     assert math.isnan(metrics.gain_over_mean_fixed(questions, "hf_constant"))
 
 
-def test_time_split_and_prefill_share():
+def test_time_split():
     """Of 1000 ms: 100 prefill, 90 draft, 100 verify, 2 policy, the rest uncovered."""
     turns, _, _ = tabulate(make_turn(1, TWO_ROUNDS))
-    assert metrics.prefill_share(turns) == pytest.approx(0.1)
     expected = {"prefill": 0.1, "draft": 0.09, "verify": 0.1, "policy": 0.002, "other": 0.708}
     assert metrics.time_split(turns) == pytest.approx(expected)
 

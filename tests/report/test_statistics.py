@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from stored import Recipe, store_run
 
-from gammatune.report import statistics
+from gammatune.report import notes, statistics
 from gammatune.runs.store import read_run
+from gammatune.studies import bootstrap
 
 QUIET = Recipe(arms=("ar", "fixed-5"), tasks=("qa", "rag"), questions=8, repetitions=2)
 
@@ -26,7 +27,7 @@ def draw_pair(rng, count, hardness):
 
 
 def test_interval_covers_the_truth_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr(statistics, "RESAMPLES", 400)
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 400)
     rng = np.random.default_rng(5)
     hits = 0
     for _ in range(200):
@@ -88,11 +89,11 @@ def test_repetition_interval_by_hand():
 
 
 def test_a_steady_run_gives_no_warning(tmp_path):
-    assert statistics.stability_warnings(read_run(store_run(tmp_path / "run", QUIET))) == []
+    assert notes.stability_warnings(read_run(store_run(tmp_path / "run", QUIET))) == []
 
 
 def warnings_of(tmp_path, **changes):
-    return statistics.stability_warnings(read_run(store_run(tmp_path / "run", Recipe(**(vars(QUIET) | changes)))))
+    return notes.stability_warnings(read_run(store_run(tmp_path / "run", Recipe(**(vars(QUIET) | changes)))))
 
 
 def test_repetitions_far_apart_are_named(tmp_path):
@@ -108,7 +109,7 @@ def test_drift_of_the_baseline_is_named(tmp_path):
 def sampled_run(tmp_path, samples: list[dict], cores: int = 8, tail: str = ""):
     path = store_run(tmp_path / "run", Recipe(**(vars(QUIET) | {"provenance": {"cores": cores}})))
     (path / "machine.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples) + tail)
-    return statistics.stability_warnings(read_run(path))
+    return notes.stability_warnings(read_run(path))
 
 
 @pytest.mark.parametrize(("loads", "expected"), [([2, 11, 12], ["load 11.0 on 8 cores"]), ([2, 9, 30], []), ([], [])])

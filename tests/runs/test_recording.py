@@ -10,12 +10,11 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import read_table
-from gammatune.report.tables import summary_table
 from gammatune.runs import acceptance as recording
 from gammatune.runs.acceptance import Recorder
-from gammatune.runs.cells import hold_folder
+from gammatune.runs.files import hold_folder
 from gammatune.runs.store import read_run
-from gammatune.studies.replay_check import check_replay
+from gammatune.studies.replay_check import check_replay, replay_sentence
 
 
 @pytest.fixture(scope="session")
@@ -182,16 +181,16 @@ def test_a_run_without_a_table_says_so(make_runner, tmp_path):
     runner = make_runner(tmp_path, "acceptance=false")
     runner.run()
     assert not (runner.folder.path / "acceptance.parquet").exists()
-    assert "Replay: not checked, since this run has no acceptance table" in summary_table(read_run(runner.folder.path))
+    assert "Replay: not checked, since this run has no acceptance table" in replay_sentence(read_run(runner.folder.path))
     make_runner(tmp_path).run()
-    assert "Replay: all " in summary_table(read_run(runner.folder.path))
+    assert "Replay: all " in replay_sentence(read_run(runner.folder.path))
 
 
 def test_a_sampled_run_leaves_no_table(make_runner, tmp_path):
     runner = make_runner(tmp_path, "decode=sample")
     runner.run()
     assert not (runner.folder.path / "acceptance.parquet").exists()
-    assert "Replay: not checked" in summary_table(read_run(runner.folder.path))
+    assert "Replay: not checked" in replay_sentence(read_run(runner.folder.path))
 
 
 @pytest.mark.parametrize("stop_at", [0, 2])

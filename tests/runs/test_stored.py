@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from gammatune.errors import UserError
-from gammatune.runs.cells import hold_folder
+from gammatune.runs.files import hold_folder
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_plan_tells_finished_started_and_new_cells_apart(make_runner, undistur
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    from gammatune.runs.cells import write_json
+    from gammatune.runs.files import write_json
 
     path = tmp_path / "done.json"
     write_json(path, {"status": "ok"})

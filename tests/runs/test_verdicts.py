@@ -7,7 +7,7 @@ from comparing import statuses
 from gammatune.config import DecodeConfig
 from gammatune.decoding.exactness import NEAR_TIE_LOGITS, compare_answers
 from gammatune.decoding.loop import generate_autoregressive
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.runs.store import read_run
 from gammatune.runtimes.base import eager_runtime
 

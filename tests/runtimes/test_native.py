@@ -1,19 +1,24 @@
-"""The compiled runtime on a CPU: transformers' numbers from fewer pieces, and the same ids in every decoding."""
+"""The compiled runtime on a CPU: transformers' numbers by the C++ step, and the same bits however few tokens are fed."""
 
+import os
 import platform
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 
+from gammatune.cache_dir import cache_dir
 from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_speculative
-from gammatune.models.pairs import random_pair
+from gammatune.decoding.loop import build_engine, generate_speculative
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
-from gammatune.runtimes import native_library
-from gammatune.runtimes.base import CachedModel, build_runtime, eager_runtime
-from gammatune.runtimes.native import CHUNK, FIRST_POSITIONS, NativeModel, why_not_native
+from gammatune.policies.session import PolicySession
+from gammatune.runtimes import native, native_library
+from gammatune.runtimes.base import build_models
+from gammatune.runtimes.eager import EagerModel
+from gammatune.runtimes.native import CHUNK, FIRST_POSITIONS, NativeModel
 from gammatune.runtimes.native_library import NoLibraryError
 
 try:
@@ -21,38 +26,38 @@ try:
 except NoLibraryError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
-PAIR = random_pair(seed=1, noise=0.3, vocab_size=40)
-EAGER, COMPILED = eager_runtime(PAIR), build_runtime(PAIR, "compiled")
+MODEL = llama(context=4 * FIRST_POSITIONS)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
-def tokens_of(seed: int, length: int) -> torch.Tensor:
-    return torch.randint(4, 40, (length,), generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_tiny_pair_is_compiled():
-    assert COMPILED.name == "compiled"
-    assert isinstance(COMPILED.target, NativeModel) and isinstance(COMPILED.draft, NativeModel)
-
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     steps=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5)), min_size=1, max_size=8),
-    role=st.sampled_from(["target", "draft"]),
 )
-def test_logits_are_transformers_own(seed, steps, role):
+def test_logits_are_transformers_own(seed, steps):
     """Feeds of any size, each followed by a crop, as verification does."""
-    model = getattr(PAIR, role)
-    eager, native = CachedModel(model, 40), NativeModel(model, 40, PAIR.context)
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 128)
     for size, dropped in steps:
-        feed = tokens_of(seed + size, size)
-        expected, got = eager.forward(feed, size), native.forward(feed, size)
-        assert got.shape == expected.shape and got.dtype == torch.float32
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-        for each in (eager, native):
+        compare(model, eager, tokens_of(seed + size, size), size)
+        for each in (eager, model):
             each.crop(max(1, each.length - dropped))
-        assert eager.length == native.length
+        assert eager.length == model.length
+
+
+def check_every_block_length(dtype: torch.dtype) -> None:
+    model = llama(seed=2).to(dtype)
+    close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+    for size in (*range(1, 8), 12, 13, 16, 17, 32, 33, CHUNK + 5):
+        eager, compiled = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512)
+        compare(compiled, eager, tokens_of(1, 40), 40, close)
+        compare(compiled, eager, tokens_of(2, size), size, close)
+
+
+@DTYPES
+def test_every_block_length_and_a_prompt_longer_than_a_call(dtype):
+    """One row of weights at a time, several, whole tiles of them: each is other code."""
+    check_every_block_length(dtype)
 
 
 @pytest.fixture
@@ -62,93 +67,136 @@ def fresh_library():
     native_library.load_library.cache_clear()
 
 
-@pytest.mark.parametrize("processor", ["native", "x86-64-v3"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_block_length_and_a_prompt_longer_than_a_call(dtype, processor, fresh_library, monkeypatch):
-    """One row of weights at a time, several, whole tiles of them, a processor without bf16: each is other code."""
-    if processor != "native" and platform.machine() != "x86_64":
+@pytest.mark.slow
+@DTYPES
+def test_a_processor_without_bfloat16_and_tiles(dtype, fresh_library, monkeypatch):
+    if platform.machine() != "x86_64":
         pytest.skip("flags of another processor family")
-    flags = [flag.replace("=native", f"={processor}") for flag in native_library.FLAGS]
+    flags = [flag.replace("=native", "=x86-64-v3") for flag in native_library.FLAGS]
     monkeypatch.setattr(native_library, "FLAGS", flags)
-    pair = random_pair(seed=2, noise=0.3, vocab_size=40)
-    model = pair.target.to(dtype)
-    close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
-    for size in [*range(1, 36), CHUNK + 5]:
-        eager, native = CachedModel(model, 40), NativeModel(model, 40, 512)
-        for start, count in ((1, 40), (2, size)):
-            feed = tokens_of(start, count)
-            expected, got = eager.forward(feed, count), native.forward(feed, count)
-        torch.testing.assert_close(got, expected, rtol=0, atol=close)
+    check_every_block_length(dtype)
+    check_any_feed(dtype)
+
+
+def feed(model: NativeModel, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """All logits [n, VOCAB] of the tokens, fed in blocks of these sizes, over and over."""
+    model.reset()
+    rows = []
+    while model.length < len(tokens):
+        block = tokens[model.length :][: sizes[len(rows) % len(sizes)]]
+        rows.append(model.forward(block, len(block)))
+    return torch.cat(rows)
+
+
+@DTYPES
+def test_one_token_at_a_time_or_two_or_mixed_give_the_same_bits(dtype):
+    """A draft lives on feeds of one and two tokens, a recorded table on feeds of one: their signals must be equal."""
+    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+    ones = feed(model, tokens, [1])
+    for sizes in ([2], [1, 2], [2, 2, 1]):
+        assert torch.equal(feed(model, tokens, sizes), ones), sizes
+    model.forward(tokens_of(1, 2), 2)
+    model.crop(98)  # what was rejected stays in the cache after the length
+    assert torch.equal(model.forward(tokens[98:99], 1), ones[98:99])
+
+
+def check_any_feed(dtype: torch.dtype) -> None:
+    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+    ones = feed(model, tokens, [1])
+    for size in (3, 5, 6, 7, 16, 40):
+        assert torch.equal(feed(model, tokens, [size]), ones), size
+
+
+def test_in_float_any_feed_gives_the_same_bits():
+    check_any_feed(torch.float32)
+
+
+@DTYPES
+def test_threads_may_change_at_any_time_and_change_no_bit(dtype):
+    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 60)
+    assert model.threads == torch.get_num_threads()
+    expected = feed(model, tokens, [20])
+    for threads in (2, 3, 1):
+        model.threads = threads
+        assert torch.equal(feed(model, tokens, [20]), expected)
 
 
 def test_the_last_rows_of_a_long_prompt_are_the_ones_kept():
-    eager, native = CachedModel(PAIR.target, 40), NativeModel(PAIR.target, 40, 512)
-    feed = tokens_of(3, CHUNK + 40)
-    for keep in (1, 39, 40, 41, 60):
-        expected, got = eager.forward(feed, keep), native.forward(feed, keep)
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 512)
+    for keep in (0, 1, 39, 40, 41, 60):
+        got = model.forward(tokens_of(3, CHUNK + 40), keep)
+        eager.reset()
+        expected = eager.forward(tokens_of(3, CHUNK + 40), 60)[60 - keep :]
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-        eager.reset(), native.reset()
+        model.reset()
 
 
 def test_the_cache_grows_and_keeps_what_it_holds():
     """Past the first positions, and after a crop back below them."""
-    pair = random_pair(seed=3, noise=0.3, vocab_size=40, context=4 * FIRST_POSITIONS)
-    eager, native = CachedModel(pair.target, 40), NativeModel(pair.target, 40, pair.context)
-    for size, back in ((FIRST_POSITIONS - 3, 0), (1, 0), (9, 2), (3 * FIRST_POSITIONS - 90, 0), (5, 2000), (7, 0)):
-        feed = tokens_of(size, size)
-        expected, got = eager.forward(feed, 1), native.forward(feed, 1)
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)
-        for each in (eager, native):
+    eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 4 * FIRST_POSITIONS)
+    for size, back in ((FIRST_POSITIONS - 3, 0), (1, 0), (9, 2), (FIRST_POSITIONS, 0), (5, 2000), (7, 0)):
+        compare(model, eager, tokens_of(size, size), 1, close=1e-3)
+        for each in (eager, model):
             each.crop(each.length - back)
-    assert native.capacity > FIRST_POSITIONS
+    assert model.capacity > FIRST_POSITIONS
 
 
-def test_a_head_with_fewer_rows_speaks_those_alone():
-    pair = random_pair(seed=4, noise=0.3, vocab_size=100, head=37)
-    eager, native = eager_runtime(pair).draft, build_runtime(pair, "compiled").draft
-    expected, got = eager.forward(tokens_of(1, 9), 2), native.forward(tokens_of(1, 9), 2)
-    assert got.shape == (2, 37) and torch.equal(native.ids, eager.ids)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+def test_a_token_without_an_embedding_is_refused():
+    model, eager = NativeModel(MODEL, VOCAB, 128), EagerModel(MODEL, VOCAB)
+    for token in (VOCAB, -1, 2**40):
+        with pytest.raises(IndexError, match="A token is outside the 40 that the model has embeddings for"):
+            model.forward(torch.tensor([5, token]), 1)
+    compare(model, eager, tokens_of(0, 3), 3)
 
 
-@pytest.mark.parametrize("name", LIVE)
-@settings(max_examples=6, deadline=None)
+def test_tokens_of_another_type_or_stride_are_read_as_what_they_are():
+    model, tokens = NativeModel(MODEL, VOCAB, 128), tokens_of(0, 9)
+    expected = model.forward(tokens, 9)
+    for other in (tokens.int(), torch.stack([tokens, tokens + 1], dim=1)[:, 0]):
+        model.reset()
+        assert torch.equal(model.forward(other, 9), expected)
+
+
+def test_a_head_with_fewer_rows_gives_those_alone():
+    pair = random_pair(seed=4, noise=0.3, vocab_size=100, vocabulary=37)
+    eager = EagerModel(pair.draft, 37)
+    model = build_models(pair, "compiled").draft
+    assert isinstance(model, NativeModel) and compare(model, eager, tokens_of(1, 9), 2).shape == (2, 37)
+
+
+@pytest.mark.parametrize("name", ["ar", "fixed", "gammatune_plus"])
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 100), budget=st.integers(1, 30))
-def test_every_policy_gives_the_same_ids_and_rounds(name, seed, budget):
-    prompt, policy = tokens_of(seed, 8).tolist(), POLICIES[name]()
-    answers = []
-    for runtime in (EAGER, COMPILED):
-        policy.reset()
-        answers.append(generate_speculative(runtime, prompt, policy, DecodeConfig(max_new_tokens=budget)))
+def test_decoding_gives_the_same_ids_and_rounds(name, seed, budget):
+    pair, prompt, answers = random_pair(seed=1, noise=0.3, vocab_size=VOCAB), tokens_of(seed, 8).tolist(), []
+    for engine in (build_engine(pair), build_engine(pair, "compiled")):
+        session = PolicySession(POLICIES[name]())
+        answers.append(generate_speculative(engine, prompt, session, DecodeConfig(max_new_tokens=budget)))
+    assert engine.runtime == "compiled"
     assert answers[0].output_ids == answers[1].output_ids
     assert [r.accepted for r in answers[0].rounds] == [r.accepted for r in answers[1].rounds]
 
 
 def test_what_cannot_be_compiled_runs_eager_with_one_warning(capsys):
-    half = random_pair(seed=1, noise=0.3, vocab_size=40)
+    half = random_pair(seed=1, noise=0.3, vocab_size=VOCAB)
     half.target.half()
-    assert "float16" in why_not_native(half.target) and why_not_native(half.draft) == ""
-    runtime = build_runtime(half, "compiled")
-    assert runtime.name == "eager" and isinstance(runtime.target, CachedModel)
+    assert native.refusal(half.draft) is None
+    models = build_models(half, "compiled")
+    assert models.runtime == "eager" and isinstance(models.target, EagerModel)
     warning = capsys.readouterr().err
-    assert warning.count("\n") == 1 and "running eager" in warning and "target" in warning and "draft" not in warning
+    assert warning.count("\n") == 1 and "running eager" in warning and "float16" in warning and "draft" not in warning
 
 
-def test_what_has_no_compiled_form_is_told():
-    assert "no Llama" in why_not_native(torch.nn.Linear(2, 2))
-    odd = random_pair(seed=1, noise=0.3, vocab_size=40)
-    odd.target.config.hidden_act = "gelu"
-    assert "activation" in why_not_native(odd.target)
-    odd.draft.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    assert "dynamic" in why_not_native(odd.draft)
-    odd.draft.config.rope_parameters, odd.draft.config.intermediate_size = {"rope_type": "default"}, 100
-    assert "multiples" in why_not_native(odd.draft)
+def test_odd_widths_are_refused():
+    odd = odd_llama()
+    odd.config.intermediate_size = 100
+    assert native.refusal(odd) == "its widths are no multiples of 32 or its heads no multiples of 16"
 
 
 def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    assert build_runtime(PAIR, "compiled").name == "eager"
+    assert build_models(random_pair(vocab_size=VOCAB), "compiled").runtime == "eager"
     assert capsys.readouterr().err.count("no C++ compiler") == 2  # one warning, target and draft in it
 
 
@@ -161,23 +209,44 @@ def test_a_compiler_that_fails_is_quoted(fresh_library, monkeypatch, tmp_path):
         fresh_library.load_library()
 
 
-def test_it_is_compiled_once_and_again_for_another_processor(fresh_library, monkeypatch, tmp_path):
-    compiler = fresh_library.find_compiler()
-    path = fresh_library.compile_once(compiler, tmp_path)
+def test_it_is_compiled_once_and_again_for_another_processor(monkeypatch):
+    compiler = native_library.find_compiler()
+    path = native_library.compile_once(compiler, cache_dir())
     written = path.stat().st_mtime_ns
-    assert fresh_library.compile_once(compiler, tmp_path) == path and path.stat().st_mtime_ns == written
-    monkeypatch.setattr(fresh_library, "processor_features", lambda: "another processor")
-    assert fresh_library.name_build(compiler) not in path.name
+    assert native_library.compile_once(compiler, cache_dir()) == path and path.stat().st_mtime_ns == written
+    monkeypatch.setattr(native_library, "processor_features", lambda: "another processor")
+    assert native_library.name_build(compiler) not in path.name
+
+
+@pytest.mark.parametrize(
+    ("given", "during"), [({}, "2000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_threads_wait_briefly_unless_the_user_says_otherwise(given, during, monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+    monkeypatch.setattr(native_library.ctypes, "CDLL", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    native_library.load_patient("library")
+    assert seen == [during] and os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.embedded
-def test_the_embedded_pair_gives_the_same_ids(embedded_pair):
+def test_the_embedded_pair_gives_the_same_ids(embedded_pair, one_thread):
     prompt = embedded_pair.tokenizer.encode("The capital of France is")
-    runtimes = eager_runtime(embedded_pair), build_runtime(embedded_pair, "compiled")
-    assert runtimes[1].name == "compiled"
-    for name in ("ar", "gammatune_plus", "fixed"):
-        policy, made = POLICIES[name](), []
-        for runtime in runtimes:
-            policy.reset()
-            made.append(generate_speculative(runtime, prompt, policy, DecodeConfig(max_new_tokens=24)))
+    engines = build_engine(embedded_pair), build_engine(embedded_pair, "compiled")
+    assert engines[1].runtime == "compiled"
+    for name in ("ar", "gammatune_plus"):
+        sessions = PolicySession(POLICIES[name]()), PolicySession(POLICIES[name]())
+        decode = DecodeConfig(max_new_tokens=12)
+        made = [generate_speculative(*engine, decode) for engine in zip(engines, (prompt, prompt), sessions, strict=True)]
         assert made[0].output_ids == made[1].output_ids

@@ -2,40 +2,33 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from report.stored_study import LOGGED, RATIOS, draw_study_table, import_log, store_bounded_log
+from report.stored_study import LOGGED, RATIOS, draw_study_table, made_bounds, made_log
 
 from gammatune import cli
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.replay.simulate import fill_unknown, prepare, replay
-from gammatune.replay.table import write_table
-from gammatune.studies import bounds
+from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
+from gammatune.report import notes, views
+from gammatune.studies.bounds import FILES, KEYS, estimate_match_rate, read_bounds
 from gammatune.studies.headline import FILLS, METRICS, STARTS
-from gammatune.studies.importers.specbench import estimate_match_rate
 
 CELL = re.compile(r"\d+\.\d\d / \d+\.\d\d / \d+\.\d\d")
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return import_log(tmp_path_factory.mktemp("log") / "log.jsonl")
+def table():
+    return made_log()
 
 
 @pytest.fixture(scope="module")
-def stored(table, tmp_path_factory):
-    return store_bounded_log(tmp_path_factory.mktemp("reference") / "made", table)
-
-
-@pytest.fixture
-def copy(stored, tmp_path):
-    """A copy of the stored folder that a test may damage."""
-    for name in bounds.FILES:
-        (tmp_path / name).write_bytes((stored / name).read_bytes())
-    return tmp_path
+def stored():
+    return made_bounds()
 
 
 def mean_speed(table, policy, ratio: float) -> float:
@@ -51,7 +44,7 @@ def over_alone(table, policy, ratio: float) -> float:
 
 @pytest.mark.parametrize(("name", "ratio", "start"), [("fixed", 4.0, 3), ("gammatune", 12.0, 8)])
 def test_starts_by_hand(stored, table, name, ratio, start):
-    row = bounds.read_bounds(stored)[0]["starts"].set_index(["ratio", "policy", "start"]).loc[(ratio, name, start)]
+    row = read_bounds(stored).starts.set_index(["ratio", "policy", "start"]).loc[(ratio, name, start)]
     policy, rate = POLICIES[name](gamma=start), estimate_match_rate(table)
     between = [over_alone(fill_unknown(table, rate, seed), policy, ratio) for seed in range(FILLS)]
     assert row["lower"] == pytest.approx(over_alone(fill_unknown(table, 0.0), policy, ratio), rel=1e-5)
@@ -60,7 +53,7 @@ def test_starts_by_hand(stored, table, name, ratio, start):
 
 
 def test_the_headline_by_hand(stored, table):
-    frame = bounds.read_bounds(stored)[0]["headline"].set_index(["ratio", "policy", "metric"])
+    frame = read_bounds(stored).headline.set_index(["ratio", "policy", "metric"])
     filled = fill_unknown(table, 1.0)
     means = {n: np.mean([mean_speed(filled, POLICIES[n](gamma=g), 4.0) for g in STARTS]) for n in ("gammatune", "fixed")}
     assert frame.loc[(4.0, "gammatune", "over_mean_fixed"), "upper"] == pytest.approx(
@@ -72,36 +65,44 @@ def test_the_headline_by_hand(stored, table):
 
 
 def test_every_policy_ratio_start_and_metric_has_its_row(stored):
-    frames, source = bounds.read_bounds(stored)
-    assert len(frames["starts"]) == len(RATIOS) * len(LOGGED) * len(STARTS)
-    assert len(frames["headline"]) == len(RATIOS) * len(LOGGED) * len(METRICS)
-    assert (source["source"], source["schedule"]) == ("log.jsonl", "fixed-3")
+    found = read_bounds(stored)
+    assert len(found.starts) == len(RATIOS) * len(LOGGED) * len(STARTS)
+    assert len(found.headline) == len(RATIOS) * len(LOGGED) * len(METRICS)
+    assert (found.source["source"], found.source["schedule"]) == ("log.jsonl", "fixed-3")
 
 
-def test_views_show_lower_estimate_upper(stored, tmp_path):
-    frames, source = bounds.read_bounds(stored)
-    assert len(bounds.write_bounds(stored, tmp_path / "out")) == 6
-    for name, frame in frames.items():
-        view = bounds.bounds_view(frame, bounds.KEYS[name])
+def test_views_show_lower_estimate_upper(stored):
+    found = read_bounds(stored)
+    tables = views.bounds_tables(found)
+    for name in KEYS:
+        frame, view = getattr(found, name), tables[name].view
         cells = view.drop(columns=["T_target / T_draft", "policy"]).to_numpy().ravel()
         assert len(cells) == len(frame) and all(CELL.fullmatch(cell) for cell in cells)
-        assert pd.read_csv(tmp_path / "out" / f"{name}.csv").equals(frame)
-    row = frames["starts"].query("ratio == 4 and policy == 'gammatune' and start == 2").iloc[0]
+        assert tables[name].numbers.equals(frame)
+    row = found.starts.query("ratio == 4 and policy == 'gammatune' and start == 2").iloc[0]
     text = f"{row['lower']:.2f} / {row['mean']:.2f} / {row['upper']:.2f}"
-    view = bounds.bounds_view(frames["starts"], bounds.KEYS["starts"]).set_index(["T_target / T_draft", "policy"])
-    assert view.loc[("4", "GammaTune"), "2"] == text
-    assert f"{source['unknown']:.1%} unknown positions" in (tmp_path / "out" / "starts.md").read_text()
+    assert tables["starts"].view.set_index(["T_target / T_draft", "policy"]).loc[("4", "GammaTune"), "2"] == text
+    assert f"{found.source['unknown']:.1%} unknown positions" in notes.describe_bounds(found.source)
 
 
-def test_the_verb_stores_what_can_be_read_back(stored, table, tmp_path, capsys):
+def test_the_command_stores_what_can_be_read_back(stored, table, tmp_path, capsys):
     write_table(table, tmp_path / "acceptance.parquet")
     words = ["policy=[gammatune,hf_heuristic]", "--cost-ratios", "4", "--out", str(tmp_path / "out")]
     assert cli.main(["bounds", str(tmp_path), *words]) == 0, capsys.readouterr().err
-    frames, source = bounds.read_bounds(tmp_path / "out")
-    expected, of_all = bounds.read_bounds(stored)
-    assert source == of_all
-    for name, frame in frames.items():
-        pd.testing.assert_frame_equal(frame, expected[name].query("ratio == 4"), check_dtype=False)
+    found, expected = read_bounds(tmp_path / "out"), read_bounds(stored)
+    assert found.source == expected.source
+    for name in KEYS:
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name).query("ratio == 4"), check_dtype=False)
+
+
+def test_the_rate_counts_tokens_after_a_match():
+    def make(*matches):
+        return AcceptanceTable([AcceptanceTurn(1, "", "", 0, 0, 99, "eos", [], np.array(m), *[None] * 4) for m in matches])
+
+    assert estimate_match_rate(make([1, 1, 1, 0, 0, 0, 1, -1], [0, 1, 0])) == 2 / 4
+    assert estimate_match_rate(make([1, -1, 0, 0, 1, -1, 0])) == 2 / 5
+    with pytest.raises(UserError, match="No position of this table"):
+        estimate_match_rate(make([-1]))
 
 
 def test_a_table_without_unknown_matches_needs_no_bounds(tmp_path, capsys):
@@ -137,33 +138,15 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_refused_in_one_sentence(copy, damage):
-    name, change = DAMAGES[damage]
-    before = (copy / name).read_text()
-    (copy / name).write_text(change(before))
-    assert (copy / name).read_text() != before
-    with pytest.raises(UserError, match=r"gammatune bounds`\.$") as refused:
-        bounds.write_bounds(copy, copy / "out")
-    assert str(copy) in str(refused.value) and "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("name", bounds.FILES)
-def test_a_missing_file_is_refused(copy, name):
-    (copy / name).unlink()
-    with pytest.raises(UserError, match=name.replace(".", r"\.")):
-        bounds.read_bounds(copy)
-
-
-def test_one_damaged_folder_does_not_hide_the_others(stored, tmp_path, capsys):
-    """The damaged one comes first."""
-    for folder, kept in (("a_damaged", 60), ("sound", None)):
-        (tmp_path / "reference" / folder).mkdir(parents=True)
-        for name in bounds.FILES:
-            (tmp_path / "reference" / folder / name).write_bytes((stored / name).read_bytes()[:kept])
-    places = {name: tmp_path / name for name in ("reference", "runs", "acceptance", "out")}
-    code = cli.main(["paper-tables", *(word for name, place in places.items() for word in (f"--{name}", str(place)))])
-    shown = capsys.readouterr()
-    assert code == 2 and shown.out == "sound: 8 files, bounds\n"
-    assert shown.err.count("\n") == 1 and "a_damaged" in shown.err
-    assert (tmp_path / "out" / "figures" / "sound" / "bounds.svg").is_file()
+def test_damaged_and_missing_files_are_refused_in_one_sentence(stored, tmp_path):
+    for damage, (name, change) in (DAMAGES | {f"no {file}": (file, None) for file in FILES}).items():
+        folder = shutil.copytree(stored, tmp_path / damage)
+        before = (folder / name).read_text()
+        if change:
+            assert change(before) != before
+            (folder / name).write_text(change(before))
+        else:
+            (folder / name).unlink()
+        with pytest.raises(UserError, match=r"gammatune bounds`\.$") as refused:
+            read_bounds(folder)
+        assert str(folder) in str(refused.value) and "\n" not in str(refused.value), damage

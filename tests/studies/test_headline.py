@@ -1,7 +1,6 @@
 """The headline's ratios on speeds made by hand, their intervals, and their bounds where matches are unknown."""
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -13,16 +12,15 @@ from gammatune.replay.prices import from_ratio
 from gammatune.replay.simulate import fill_unknown
 from gammatune.replay.speeds import Bench, build_bench, split_questions
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.bounds import bounded_numbers, bounded_speeds
+from gammatune.studies.bounds import bounded_numbers, bounded_speeds, estimate_match_rate
 from gammatune.studies.headline import (
     FILLS,
     METRICS,
     STARTS,
-    Numbers,
     Speeds,
     headline_frame,
     replay_all,
-    variants,
+    start_variants,
 )
 
 KEYS = ["over_mean_fixed", "over_best_fixed", "over_tuned_fixed", "over_oracle", "over_autoregressive", "spread_over_starts"]
@@ -53,18 +51,18 @@ def speeds():
 
 
 def test_each_ratio_by_hand(speeds):
-    assert speeds.numbers("adaptive") == Numbers(
-        over_mean_fixed=pytest.approx(21 / 17.5),
-        over_best_fixed=pytest.approx(21 / 28),
-        over_tuned_fixed=pytest.approx(21 / 28),
-        over_oracle=pytest.approx(21 / 40),
-        over_autoregressive=pytest.approx(21 / 10),
-        spread_over_starts=pytest.approx((24 - 18) / 21),
-    )
+    assert speeds.numbers("adaptive") == {
+        "over_mean_fixed": pytest.approx(21 / 17.5),
+        "over_best_fixed": pytest.approx(21 / 28),
+        "over_tuned_fixed": pytest.approx(21 / 28),
+        "over_oracle": pytest.approx(21 / 40),
+        "over_autoregressive": pytest.approx(21 / 10),
+        "spread_over_starts": pytest.approx((24 - 18) / 21),
+    }
 
 
 def test_the_metrics_are_these_and_in_this_order():
-    assert list(METRICS) == [f.name for f in fields(Numbers)] == KEYS
+    assert list(METRICS) == KEYS
     assert STARTS == (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 
 
@@ -169,11 +167,11 @@ def test_the_frame_has_every_task_policy_and_metric():
 
 
 def test_a_policy_starts_from_every_gamma_where_gamma_is_a_start():
-    found = variants("gammatune", POLICIES["gammatune"](eta=0.2, gamma=9))
+    found = start_variants("gammatune", POLICIES["gammatune"](eta=0.2, gamma=9))
     assert [policy.gamma for policy in found] == list(STARTS) and {policy.eta for policy in found} == {0.2}
-    assert [policy.gamma for policy in variants("fixed", POLICIES["fixed"]())] == list(STARTS)
-    assert variants("svip", svip := POLICIES["svip"]()) == [svip]
-    assert variants("tuned_fixed", tuned := POLICIES["tuned_fixed"](gamma=4)) == [tuned]
+    assert [policy.gamma for policy in start_variants("fixed", POLICIES["fixed"]())] == list(STARTS)
+    assert start_variants("svip", svip := POLICIES["svip"]()) == [svip]
+    assert start_variants("tuned_fixed", tuned := POLICIES["tuned_fixed"](gamma=4)) == [tuned]
 
 
 @pytest.fixture(scope="module")
@@ -207,10 +205,6 @@ def test_tuned_fixed_takes_the_gamma_of_the_tuning_half(bench):
     assert speeds.ratio("tuned_fixed", "over_tuned_fixed") == 1
 
 
-def bounds_of(table, curve, policies, rate: float) -> dict:
-    return bounded_numbers(bounded_speeds(table, curve, policies, rate))
-
-
 @pytest.fixture(scope="module")
 def unknown() -> AcceptanceTable:
     rng = np.random.default_rng(3)
@@ -219,21 +213,21 @@ def unknown() -> AcceptanceTable:
 
 
 def test_bounds_of_unknown_positions(unknown):
-    curve, chosen = from_ratio(12), {"gammatune": POLICIES["gammatune"]()}
-    found = bounds_of(unknown, curve, chosen, 0.7)
+    curve, chosen, rate = from_ratio(12), {"gammatune": POLICIES["gammatune"]()}, estimate_match_rate(unknown)
+    found = bounded_numbers(bounded_speeds(unknown, curve, chosen))
     assert list(found) == ["ar", "fixed", "oracle", "gammatune"]
     for numbers in found.values():
         assert list(numbers) == KEYS and all(list(each) == ["lower", "mean", "upper"] for each in numbers.values())
-    for name, rate in (("lower", 0.0), ("upper", 1.0)):
-        speeds = replay_all(build_bench(fill_unknown(unknown, rate), curve), chosen)
+    for name, bound in (("lower", 0.0), ("upper", 1.0)):
+        speeds = replay_all(build_bench(fill_unknown(unknown, bound), curve), chosen)
         assert found["gammatune"]["over_mean_fixed"][name] == speeds.ratio("gammatune", "over_mean_fixed")
-    fills = [replay_all(build_bench(fill_unknown(unknown, 0.7, seed), curve), chosen) for seed in range(FILLS)]
+    fills = [replay_all(build_bench(fill_unknown(unknown, rate, seed), curve), chosen) for seed in range(FILLS)]
     mean = np.mean([speeds.ratio("gammatune", "over_oracle") for speeds in fills])
     assert found["gammatune"]["over_oracle"]["mean"] == pytest.approx(mean)
 
 
 def test_more_matches_make_every_fixed_gamma_faster_over_the_target_alone(unknown):
-    found = bounds_of(unknown, from_ratio(12), {}, 0.7)
+    found = bounded_numbers(bounded_speeds(unknown, from_ratio(12), {}))
     for name in ("fixed", "oracle"):
         each = found[name]["over_autoregressive"]
         assert each["lower"] < each["mean"] < each["upper"]
@@ -242,5 +236,5 @@ def test_more_matches_make_every_fixed_gamma_faster_over_the_target_alone(unknow
 
 def test_bounds_of_a_policy_that_watches_are_refused(unknown):
     with pytest.raises(UserError, match="SVIP watches the draft"):
-        bounds_of(unknown, from_ratio(12), {"svip": POLICIES["svip"]()}, 0.7)
+        bounded_speeds(unknown, from_ratio(12), {"svip": POLICIES["svip"]()})
     assert "gammatune" in LENGTH_ONLY

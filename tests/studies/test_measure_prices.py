@@ -7,13 +7,13 @@ from collections import Counter
 import pandas as pd
 import pytest
 
-from gammatune.commands import pricing
+from gammatune.commands import prices
 from gammatune.errors import UserError
 from gammatune.replay.prices import PARTS, Price, read_cost
 from gammatune.studies import measure_prices as cost_run
 from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
 from gammatune.studies.measure_prices import CostRun, Plan, WatchingProbe, prepare_place, show_prices, write_cost
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question
 
 PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
 
@@ -115,7 +115,7 @@ def test_a_measured_curve_prices_every_block(curve):
 
 
 def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
-    path = tmp_path / "new" / "cost.json"
+    path = tmp_path / "new" / "prices.json"
     prepare_place(path)
     write_cost(curve, path)
     stored = json.loads(path.read_text())
@@ -123,7 +123,7 @@ def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
     assert stored["runtime"]["name"] == "eager" and stored["provenance"]["packages"]["torch"]
     assert set(stored["prices"]) == set(PARTS)
     assert read_cost(path).verify == curve.verify
-    assert [file.name for file in path.parent.iterdir()] == ["cost.json"]
+    assert [file.name for file in path.parent.iterdir()] == ["prices.json"]
 
 
 def test_the_table_names_what_the_curve_holds(curve):
@@ -152,8 +152,8 @@ def test_prompts_that_leave_no_room_become_the_longest_that_do():
         (lambda: Plan(gamma_max=0), "--gamma-max 0 must be 1"),
         (lambda: Plan(repeats=0), "--repeats 0 must be 1"),
         (lambda: Plan(gamma_max=60).fit(512), "needs up to 1891 tokens.*addresses 512"),
-        (lambda: pricing.read_lengths("128;512"), "--contexts 128;512 cannot be read"),
-        (lambda: pricing.read_lengths(""), "cannot be read"),
+        (lambda: prices.read_lengths("128;512"), "--contexts 128;512 cannot be read"),
+        (lambda: prices.read_lengths(""), "cannot be read"),
     ),
 )
 def test_wrong_settings_get_one_sentence(make, words):
@@ -161,13 +161,13 @@ def test_wrong_settings_get_one_sentence(make, words):
         make()
 
 
-def test_the_verb_writes_its_file_and_prints_the_table(tmp_path, capsys):
+def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
     parser = argparse.ArgumentParser()
-    pricing.add_verbs(parser.add_subparsers())
+    prices.add_command(parser.add_subparsers())
     out = tmp_path / "prices.json"
-    words = ["cost", "model_pair=tiny-random", "--contexts", "16", "--gamma-max", "3", "--repeats", "1", "--out", str(out)]
+    words = ["prices", "model_pair=tiny-random", "--contexts", "16", "--gamma-max", "3", "--repeats", "1", "--out", str(out)]
     options = parser.parse_args(words)
-    assert options.verb(options) == 0
+    assert options.command(options) == 0
     printed = capsys.readouterr().out
     assert "T_draft" in printed and printed.splitlines()[-1] == str(out)
     assert len(read_cost(out).verify) == 4
@@ -184,6 +184,6 @@ def test_prompts_are_the_questions_over_again(tiny):
 def test_an_unusable_place_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        prepare_place(tmp_path / "file" / "cost.json")
+        prepare_place(tmp_path / "file" / "prices.json")
     with pytest.raises(UserError, match="is a folder: name a file with --out"):
         prepare_place(tmp_path)

@@ -1,4 +1,4 @@
-"""Every logged round is the one that replay predicts; one that is not is counted and named."""
+"""Every logged round is the one that replay predicts; one that is not, or is missing, is counted and named."""
 
 import hashlib
 import json
@@ -6,18 +6,16 @@ import shutil
 
 import pytest
 
-from gammatune.policies import POLICIES
-from gammatune.report.tables import summary_table
 from gammatune.runs.runner import Runner
 from gammatune.runs.store import read_run
-from gammatune.studies.replay_check import STATE_TOLERANCE, ReplayCheck, check_replay
+from gammatune.studies.replay_check import STATE_TOLERANCE, check_replay, replay_sentence
 
-LIVE = [name for name, rule in POLICIES.items() if not rule.needs_foresight]
+LIVE = ("ar", "fixed", "gammatune", "gammatune_plus", "hf_heuristic", "svip")
 
 
 @pytest.fixture(scope="module")
 def finished(make_config, small, tmp_path_factory):
-    """A run of every policy on the tiny pair, two passes; two of them carry their state over questions."""
+    """A run on the tiny pair, two passes; two of its policies carry their state over questions."""
     carried = ["policy.hf_heuristic.carry=never", "policy.gammatune.carry=question"]
     results = tmp_path_factory.mktemp("many")
     words = [f"policy=[{','.join(LIVE)}]", *carried, "repetitions=2", "decode.max_new_tokens=20", f"results={results}"]
@@ -42,14 +40,16 @@ def tamper(run, label: str, change) -> None:
     done.write_text(json.dumps(content))
 
 
-def test_every_policy_ran_as_its_replay_says(finished):
+def test_every_arm_ran_as_its_replay_predicts(finished):
     run = read_run(finished)
     check = check_replay(run)
     assert check.arms == len(LIVE) - 1 and not run.left_out
     assert check.rounds == sum(len(t.rounds) for arm in run.arms if arm.policy != "ar" for t in arm.turns)
-    assert (check.differing, check.other_text, check.first) == (0, 0, "")
-    sentence = f"Replay: all {check.rounds:,} rounds of {check.arms} drafting arms are identical to their replay"
-    assert sentence in summary_table(run)
+    assert (check.differing, check.other_text, check.first, check.unchecked) == (0, 0, "", [])
+    assert replay_sentence(run) == (
+        f"Replay: all {check.rounds:,} rounds of {check.arms} drafting arms are identical to their replay from the "
+        "acceptance table."
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,54 @@ def test_one_changed_number_is_counted_and_named(copy, column, value):
         turns[1]["rounds"][column][1] = value
 
     tamper(copy, "fixed-5", change)
-    check = check_replay(read_run(copy))
+    run = read_run(copy)
+    check = check_replay(run)
     assert (check.differing, check.other_text) == (1, 0)
     assert check.first == "fixed-5, question 2, turn 0, round 1"
-    assert f"Replay: 1 of {check.rounds:,} rounds of {check.arms} drafting arms differ from their replay, first fixed-5" in (
-        summary_table(read_run(copy))
+    assert replay_sentence(run) == (
+        f"Replay: 1 of {check.rounds:,} rounds of {check.arms} drafting arms differ from their replay, first {check.first}."
+    )
+
+
+def join_last_rounds(turns):
+    """The same text in one round fewer."""
+    columns = turns[0]["rounds"]
+    last = columns["emitted"].pop()
+    columns["emitted"][-1] += last
+    for name, values in columns.items():
+        if name != "emitted":
+            values.pop()
+
+
+def add_empty_round(turns):
+    for name, values in turns[0]["rounds"].items():
+        values.append(0 if name == "emitted" else values[-1])
+
+
+@pytest.mark.parametrize("change", [join_last_rounds, add_empty_round])
+def test_rounds_that_only_one_side_has_differ(finished, copy, change):
+    """A shorter log: its last round differs, and the replay's last one has no partner."""
+    tamper(copy, "fixed-5", change)
+    check, sound = check_replay(read_run(copy)), check_replay(read_run(finished))
+    assert check.differing == (2 if change is join_last_rounds else 1)
+    assert check.rounds == sound.rounds + (change is add_empty_round)
+    assert check.first.startswith("fixed-5, question 9, turn 0, round ")
+
+
+def test_arms_that_cannot_be_replayed_are_named_with_the_reason(copy):
+    facts = json.loads((copy / "run.json").read_text())
+    for arm in facts["arms"]:
+        if arm["policy"] == "svip":
+            arm["policy"] = "my_module.Halving"
+        if arm["policy"] == "hf_heuristic":
+            arm["settings"]["speed"] = 3
+    (copy / "run.json").write_text(json.dumps(facts))
+    check = check_replay(read_run(copy))
+    assert check.arms == len(LIVE) - 3 and check.differing == 0
+    assert [each.split(" ")[0] for each in check.unchecked] == ["hf_heuristic-5", "svip-40"]
+    assert check.sentence().endswith(
+        " Not checked: hf_heuristic-5 (policy hf_heuristic is not known here, or not with these settings); "
+        "svip-40 (policy my_module.Halving is not known here, or not with these settings)."
     )
 
 
@@ -120,7 +163,7 @@ def test_a_turn_with_another_text_is_left_out_with_what_it_touches(copy, label, 
     assert check.sentence().endswith(f" {left_out} turns with a near-tie were left out.")
 
 
-def test_a_turn_behind_another_text_answered_another_prompt(copy):
+def test_a_turn_after_another_text_answered_another_prompt(copy):
     """Whatever its own numbers say."""
 
     def change(turns):
@@ -136,13 +179,4 @@ def test_without_a_table_there_is_nothing_to_check(copy):
     (copy / "acceptance.parquet").unlink()
     run = read_run(copy)
     assert check_replay(run) is None
-    assert "Replay: not checked, since this run has no acceptance table" in summary_table(run)
-
-
-def test_the_sentence():
-    assert ReplayCheck(2, 1234).sentence() == (
-        "Replay: all 1,234 rounds of 2 drafting arms are identical to their replay from the acceptance table."
-    )
-    assert ReplayCheck(2, 1234, 5, "here").sentence() == (
-        "Replay: 5 of 1,234 rounds of 2 drafting arms differ from their replay, first here."
-    )
+    assert replay_sentence(run).startswith("Replay: not checked, since this run has no acceptance table")

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from gammatune.config import TASKS, TasksConfig
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 
 @pytest.fixture(scope="module")

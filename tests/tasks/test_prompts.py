@@ -35,6 +35,7 @@ CHAT_TEMPLATE = (
     "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+LETTERS = "aZ9 é世🙂\n\t\x00\u2028<|>[]"
 DATED = "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ date_string }}"
 
 
@@ -79,7 +80,7 @@ def test_a_template_that_prints_the_date_gives_the_same_prompt_every_day(tokeniz
     assert tokenizer.decode(build_prompt("tokenizer", dated, *ONE)) == "26 Jul 2024"
 
 
-@given(st.text(st.characters(codec="utf-8")))
+@given(st.text(LETTERS))
 def test_answers_lose_special_tokens_and_outer_white_space_only(text):
     tokenizer = ByteTokenizer()
     ids = [*tokenizer.encode(f" {text}\n"), tokenizer.eos_token_id]
@@ -90,7 +91,7 @@ def test_answers_of_a_transformers_tokenizer_lose_special_tokens(tokenizer):
     assert answer_text(tokenizer, tokenizer.encode(" The Loire, já.\n") + [1]) == "The Loire, já."
 
 
-@given(st.lists(st.text(min_size=1), min_size=1, max_size=4), st.sampled_from(sorted(WRITERS)))
+@given(st.lists(st.text(LETTERS, min_size=1), min_size=1, max_size=4), st.sampled_from(sorted(WRITERS)))
 def test_an_earlier_turn_is_a_prefix_up_to_its_answer(turns, template):
     answers = ["yes"] * (len(turns) - 1)
     for n in range(1, len(turns)):

@@ -6,9 +6,8 @@ import pytest
 from gammatune.cache_dir import cache_dir
 from gammatune.config import TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks import question_file
-from gammatune.tasks.question_file import SPECBENCH_SHA256, SPECBENCH_URL
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks import questions
+from gammatune.tasks.questions import SPECBENCH_SHA256, SPECBENCH_URL, load_questions
 
 CONTENT = json.dumps({"question_id": 81, "category": "qa", "turns": ["Who?"]}).encode() + b"\n"
 CONFIG = TasksConfig(name="specbench", source="specbench")
@@ -17,7 +16,7 @@ CONFIG = TasksConfig(name="specbench", source="specbench")
 @pytest.fixture
 def pin_content(monkeypatch):
     """Lets the short CONTENT stand for Spec-Bench's file."""
-    monkeypatch.setattr(question_file, "SPECBENCH_SHA256", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(questions, "SPECBENCH_SHA256", hashlib.sha256(CONTENT).hexdigest())
 
 
 def message(config, url=SPECBENCH_URL):
@@ -92,8 +91,9 @@ def test_a_missing_path_names_the_setting_that_gave_it(tmp_path, monkeypatch, se
     assert f"{missing} cannot be read (No such file or directory)" in text and f"point {setting} at" in text
 
 
-def test_a_folder_as_path_is_refused(tmp_path):
-    assert "Is a directory" in message(TasksConfig(name="s", source="specbench", path=str(tmp_path)))
+@pytest.mark.parametrize(("path", "words"), [("/tmp", "Is a directory"), ("/dev/zero", "No regular file")])
+def test_what_is_no_file_is_refused(path, words):
+    assert words in message(TasksConfig(name="s", source="specbench", path=path))
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):

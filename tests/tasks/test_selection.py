@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gammatune.config import CATEGORIES, TasksConfig, task_of
-from gammatune.tasks.selection import select_questions
-from gammatune.tasks.specbench import Question
+from gammatune.tasks.questions import Question, select_questions
 
 QUESTIONS = st.lists(st.sampled_from(CATEGORIES), min_size=1, max_size=60).map(
     lambda names: [Question(i, name, task_of(name), ["?"]) for i, name in enumerate(names)]

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from gammatune.config import TASKS, TasksConfig
 from gammatune.errors import UserError
-from gammatune.tasks.specbench import load_questions
+from gammatune.tasks.questions import load_questions
 
 CONFIGS = Path(__file__).parents[2] / "gammatune" / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))

@@ -1,0 +1,41 @@
+"""The command `prices`: what drafting and verifying cost on this machine."""
+
+import argparse
+from pathlib import Path
+
+from gammatune.commands.options import add_settings
+from gammatune.compose import compose_config
+from gammatune.errors import UserError
+
+
+def add_command(commands) -> None:
+    parser = commands.add_parser("prices", help="measure T_draft, T_target(k) and the rest of a round, for pricing replays")
+    add_settings(parser)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: results/prices/PAIR-HASH.json")
+    parser.add_argument("--contexts", default="128,512,1024", help="prompt lengths in tokens (default: 128,512,1024)")
+    parser.add_argument("--gamma-max", type=int, default=24, help="longest block (default: 24)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes over all block lengths and contexts (default: 5)")
+    parser.set_defaults(command=measure_prices)
+
+
+def read_lengths(text: str) -> tuple[int, ...]:
+    """128,512 as numbers. Raises UserError."""
+    try:
+        return tuple(int(length) for length in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--contexts {text} cannot be read: write lengths in tokens such as 128,512,1024.") from error
+
+
+def measure_prices(options: argparse.Namespace) -> int:
+    config = compose_config(options.settings)
+    # Heavy imports only once the config is known to be good
+    from gammatune.studies.measure_prices import CostRun, Plan, prepare_place, show_prices, write_cost
+
+    run = CostRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
+    path = options.out or run.default_path(Path("results/prices"))
+    prepare_place(path)
+    curve = run.run()
+    write_cost(curve, path)
+    print(show_prices(curve))
+    print(path)
+    return 0

@@ -1,0 +1,35 @@
+"""The command `record`: the acceptance table of a pair on a task set."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gammatune.commands.options import add_settings
+from gammatune.compose import compose_config
+
+
+def add_command(commands) -> None:
+    parser = commands.add_parser("record", help="record the acceptance table of a pair on a task set, for exact replay")
+    add_settings(parser)
+    parser.add_argument(
+        "--gamma-max", type=int, default=24, help="draft steps recorded after each wrong draft token (default: 24)"
+    )
+    parser.add_argument(
+        "--known", type=Path, help="answers that are already known, as JSON lines such as a run's turns.jsonl"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/acceptance"), help="folder of all tables")
+    parser.set_defaults(command=record_table)
+
+
+def record_table(options: argparse.Namespace) -> int:
+    config = compose_config(options.settings)
+    # Heavy imports only once the config is known to be good
+    from gammatune.drafters.known import read_known
+    from gammatune.studies.record import Recorder
+
+    known = read_known(options.known) if options.known else None
+    recorder = Recorder(config, options.out, options.gamma_max, known)
+    path = recorder.run()
+    print(recorder.describe_times(), file=sys.stderr)
+    print(path)
+    return 0

@@ -1,0 +1,129 @@
+"""A whole study by replay of a stored acceptance table with its stored prices: no model, no GPU, no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gammatune.errors import UserError
+from gammatune.policies import POLICIES, Policy
+from gammatune.policies.base import settings_of
+from gammatune.replay.prices import CostCurve, read_cost
+from gammatune.replay.simulate import replay
+from gammatune.replay.speeds import Bench, build_bench, measure_speeds
+from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.studies.headline import STARTS, Speeds, headline_frame, replay_all
+
+TABLE_FILE, PRICES_FILE = "acceptance.parquet", "prices.json"
+ADAPTIVE = ("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk")
+SENSITIVITY = {
+    "eta": (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+    "delta": (0, 1, 2, 3, 4, 6),
+    "gamma_min": (1, 2, 3, 4),
+    "gamma_max": (2, 4, 6, 8, 10, 16, 24),
+    "tau": (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+}
+TUNABLE = ("gammatune", "gammatune_plus")
+
+
+@dataclass(eq=False)
+class Study:
+    """Everything that the study's tables and figures show, as frames of plain numbers."""
+
+    #: of the table: pair and what else was recorded, counts of questions, turns and tokens, agreement (share of matches)
+    facts: dict
+    #: the prices
+    curve: CostCurve
+    #: of every policy from every start
+    speeds: Speeds
+    #: the ratios of `speeds` with intervals, per task, policy and metric
+    headline: pd.DataFrame
+    #: per policy with its own defaults and per fixed gamma, fastest first: ratios, regret, what was drafted
+    ranking: pd.DataFrame
+    #: speed over the target alone by policy and start
+    starts: pd.DataFrame
+    #: speed over the target alone by policy, field and value, the other fields at their defaults
+    sensitivity: pd.DataFrame
+
+
+def read_study(folder: Path) -> Study:
+    """Replay every policy over a folder's table at its prices. Raises UserError for missing or damaged files, and for a
+    table that was imported from a log, which cannot be replayed for all of them.
+    """
+    table, curve = read_table(folder / TABLE_FILE), read_cost(folder / PRICES_FILE)
+    if not (table.watched and table.complete):
+        raise UserError(
+            f"{folder / TABLE_FILE} lacks draft signals or matches, as imported logs do: store its bounds with `python -m "
+            "gammatune bounds`, or record a table with `python -m gammatune record`."
+        )
+    bench = build_bench(table, curve)
+    policies = {name: rule() for name, rule in POLICIES.items()}
+    speeds = replay_all(bench, policies)
+    return Study(
+        facts=describe_table(table),
+        curve=curve,
+        speeds=speeds,
+        headline=headline_frame(speeds),
+        ranking=rank_policies(bench, policies),
+        starts=speeds_by_start(speeds),
+        sensitivity=vary_settings(bench, speeds),
+    )
+
+
+def describe_table(table: AcceptanceTable) -> dict:
+    questions = {(turn.task, turn.question_id) for turn in table.turns}
+    counts = {"questions": len(questions), "turns": len(table.turns), "tokens": table.tokens}
+    return table.facts | counts | {"agreement": float(np.mean(np.concatenate([turn.match for turn in table.turns]) == 1))}
+
+
+def rank_policies(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
+    """Per policy with its own defaults, fastest first: ratios with intervals, regret to the oracle, what it drafted."""
+    speeds = replay_all(bench, policies, all_starts=False)
+    rows = [rank_row(bench, speeds, name, policy) for name, policy in policies.items() if name != "fixed"]
+    rows += [rank_row(bench, speeds, f"fixed {gamma}", POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
+    return pd.DataFrame(rows).sort_values("over_autoregressive", ascending=False, ignore_index=True)
+
+
+def rank_row(bench: Bench, speeds: Speeds, name: str, policy: Policy) -> dict:
+    if name == "tuned_fixed":
+        policy = POLICIES["fixed"](gamma=STARTS[speeds.tuned_gamma()])
+    done = replay(bench.turns, policy)
+    drafted, emitted = int(done.drafted.sum()), int(bench.tokens.sum())
+    row = {"policy": name}
+    for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed", "over_oracle"):
+        row[metric] = speeds.ratio(name, metric)
+        row[f"{metric}_low"], row[f"{metric}_high"] = speeds.interval(name, metric)
+    return row | {
+        "regret": 1 - row["over_oracle"],
+        "mean_accepted_tokens": emitted / done.rounds,
+        "acceptance_rate": done.accepted.sum() / drafted if drafted else float("nan"),
+        "drafted_per_round": drafted / done.rounds,
+        "wasted_forwards": 1 - done.accepted.sum() / done.forwards.sum() if drafted else float("nan"),
+        "rounds": done.rounds,
+        "rounds_beyond_table": done.beyond,
+    }
+
+
+def speeds_by_start(speeds: Speeds) -> pd.DataFrame:
+    """Columns start, policy, over_autoregressive: mean tokens/s over all questions, over the target alone's."""
+    baseline = speeds.by_policy["ar"][0].mean()
+    rows = [
+        (start, name, row.mean() / baseline)
+        for name in ("fixed", *ADAPTIVE)
+        for start, row in zip(STARTS, speeds.by_policy[name], strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["start", "policy", "over_autoregressive"])
+
+
+def vary_settings(bench: Bench, speeds: Speeds) -> pd.DataFrame:
+    """One field at a time, the others at their defaults: columns policy, field, value, default, over_autoregressive."""
+    jobs = [
+        (n, f, v) for n in TUNABLE for f, values in SENSITIVITY.items() for v in values if f in settings_of(POLICIES[n]())
+    ]
+    measured = measure_speeds(bench, [POLICIES[name](**{field: value}) for name, field, value in jobs])
+    defaults = {name: settings_of(POLICIES[name]()) for name in TUNABLE}
+    frame = pd.DataFrame(jobs, columns=["policy", "field", "value"])
+    frame["default"] = [value == defaults[name][field] for name, field, value in jobs]
+    frame["over_autoregressive"] = measured.mean(axis=1) / speeds.by_policy["ar"][0].mean()
+    return frame

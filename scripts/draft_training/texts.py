@@ -1,0 +1,99 @@
+"""Freely licensed text from Debian packages: English documents, German sentences, names from WordNet.
+
+The packages are downloaded and unpacked, not installed, which needs apt-get and dpkg but no root. Where there is no apt,
+unpack the same packages by hand into the same folder, or bring a texts.json that was made elsewhere.
+"""
+
+import gzip
+import html
+import random
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = ("anarchism", "debian-handbook", "trans-de-en", "wordnet-base")
+DOCUMENTS = ("usr/share/doc/anarchism/markdown/*.md.gz", "usr/share/doc/debian-handbook/html/en-US/*.html")
+SENTENCES, NOUNS = "usr/share/trans/de-en", "usr/share/wordnet/data.noun"
+NAMES = {
+    "person": r"\(\d{3,4}-\d{3,4}\)|\(born in \d{4}\)",
+    "place": r"\b(city|town|river|lake|mountain|island|country|republic|capital|desert)\b",
+    "event": r"\b(battle|war|treaty|revolution|festival)\b.*\d{3,4}",
+}
+
+
+@dataclass
+class Texts:
+    """What prompts draw on."""
+
+    documents: list[str]  # a few paragraphs each
+    german: list[str]  # sentences
+    names: dict[str, list[str]]  # person, place, event, noun; passage: a name with what it is
+
+
+def fetch_packages(folder: Path) -> None:
+    """Download and unpack every package into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+    for archive in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", archive, folder], check=True)
+
+
+def read_texts(folder: Path, most: int = 1200) -> Texts:
+    """The texts of unpacked packages, `most` documents. Raises OSError where a word list is missing."""
+    rng = random.Random(7)
+    sources = [path for pattern in DOCUMENTS for path in sorted(folder.glob(pattern))]
+    documents = [document for path in sources for document in cut_documents(find_prose(read(path)), rng)]
+    return Texts(
+        rng.sample(documents, min(len(documents), most)), read_german(folder / SENTENCES), read_names(folder / NOUNS)
+    )
+
+
+def read(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8", "replace")
+
+
+def find_prose(text: str) -> list[str]:
+    """Paragraphs of HTML or Markdown that read like prose, without markup."""
+    text = re.sub(r"(?s)<(script|style|pre)\b.*?</\1>", " ", text)
+    text = re.sub(r"</?(p|h\d|div|li|br|td)\b[^>]*>", "\n\n", text)
+    text = html.unescape(re.sub(r"<[^>]+>", "", text))
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links and images keep their words
+    text = re.sub(r"[*_`\\]|^[#> \t]+", "", text, flags=re.M)
+    paragraphs = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
+    return [words for words in paragraphs if len(words) >= 60 and words[-1] in ".!?\"'" and words[0].isalpha()]
+
+
+def cut_documents(paragraphs: list[str], rng: random.Random) -> list[str]:
+    """Runs of whole paragraphs of 1,800 to 3,600 characters."""
+    documents, current, goal = [], "", rng.randint(1800, 3600)
+    for paragraph in paragraphs:
+        current = f"{current}\n{paragraph}".strip() if rng.random() < 0.3 else f"{current} {paragraph}".strip()
+        if len(current) >= goal:
+            documents.append(current[:3600])
+            current, goal = "", rng.randint(1800, 3600)
+    return documents
+
+
+def read_german(path: Path) -> list[str]:
+    """Example sentences of a dictionary whose lines are `German | German :: English | English`."""
+    parts = {part.strip() for line in read(path).split("\n") for part in line.split("::")[0].split("|") if "::" in line}
+    return sorted(part for part in parts if re.fullmatch(r"[A-ZÄÖÜ](\S* ){4}[^{}/;\[\]]{4,200}[.!?]", part))
+
+
+def read_names(path: Path) -> dict[str, list[str]]:
+    """Lemmas by kind, from lines such as `05302307 08 n 02 heart 0 ticker 0 ... | the hollow muscular organ; ...`."""
+    names = {kind: [] for kind in (*NAMES, "noun", "passage")}
+    for line in read(path).split("\n"):
+        if line.startswith(" ") or "|" not in line:  # the licence at the top is indented
+            continue
+        fields, gloss = line.split(), line.split("|", 1)[1].strip()
+        lemma = max(fields[4 : 4 + 2 * int(fields[3], 16) : 2], key=len).replace("_", " ")
+        kind = next((kind for kind, rule in NAMES.items() if lemma[0].isupper() and re.search(rule, gloss)), None)
+        if kind:
+            names[kind].append(lemma)
+            names["passage"].append(f"{lemma} is {gloss.split(';')[0]}.")
+        elif lemma.islower() and lemma.isascii() and len(lemma) > 3:
+            names["noun"].append(lemma)
+    return names
