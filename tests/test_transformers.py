@@ -57,7 +57,7 @@ def make_policy(name: str, gamma: int, **others):
 
 
 def facts(rounds) -> list[tuple]:
-    return [(*r.counts(), r.draft_forwards) for r in rounds]
+    return [(*r.counts(), r.forwards) for r in rounds]
 
 
 @pytest.mark.parametrize("name", LIVE)

@@ -17,10 +17,9 @@ from datasets import Dataset, Features
 from draft_training import measure, prompts, teacher, texts
 from draft_training.student import start_draft
 from draft_training.train import Recipe, make_copying, read_sample, stream_rows
+from gammatune.models.embedded import build_draft
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from gammatune.models.embedded import build_draft
 
 SIZES = (
     "--scale 0.02 --rounds 1 --answer-tokens 8 --sources 1 --intermediate 48 --rate 0.01 --tokens 40000 --step-tokens 1000"
