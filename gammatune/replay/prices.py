@@ -83,8 +83,9 @@ class CostCurve:
         return tuple(extend(values, largest) for values in lines)
 
     def ratio(self, context: int = 0) -> float:
-        """c = T_target(1) / T_draft."""
-        return self.verify[0].at(context) / self.blind.step.at(context)
+        """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
+        with np.errstate(divide="ignore"):
+            return np.divide(self.verify[0].at(context), self.blind.step.at(context))
 
 
 def extend(values: np.ndarray, size: int) -> np.ndarray:

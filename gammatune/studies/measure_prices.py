@@ -108,7 +108,7 @@ class CostRun:
 
     def warm_up(self) -> None:
         """One pass, unlogged: first calls pay for allocations and kernel choices."""
-        self.session.warm_up(list(range(self.plan.gamma_max + 1)), watched=True)
+        self.session.warm_up(self.plan.gamma_max, watched=True)
         order = random.Random(self.seed)
         self.measure_pass(min(self.plan.contexts), self.probes[-1](gammas=self.shuffle_gammas(order)), Samples())
 
