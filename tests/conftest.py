@@ -63,6 +63,7 @@ def small(question_file):
     """Overrides of a run that takes under a second: the tiny pair, three short questions, twelve tokens an answer."""
     return (
         "model_pair=tiny-random",
+        "runtime=eager",
         "tasks=specbench",
         f"tasks.path={question_file}",
         "tasks.checksum=null",

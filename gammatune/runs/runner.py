@@ -71,6 +71,8 @@ class Runner:
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
+            if unfinished and self.session.engine.choice:
+                print(f"gammatune: runtime=auto takes {self.session.engine.choice}.", file=sys.stderr)
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
@@ -124,6 +126,7 @@ class Runner:
                 "run": content_hash([c.content for c in self.folder.cells]),
                 "name": self.folder.path.name,
                 **shared,
+                "runtime_choice": self.session.engine.choice,
                 "arms": arms,
             },
         )

@@ -12,7 +12,7 @@ from time import perf_counter
 
 import torch
 
-from gammatune.models.pairs import Pair
+from gammatune.models.pair import Pair
 from gammatune.runtimes import cuda, native
 from gammatune.runtimes.base import Model, Models, build_models
 
