@@ -112,7 +112,7 @@ def test_its_replay_is_checked_where_its_class_is_known(folder, call_run, small)
     assert "1 drafting arms are identical to their replay" in check_replay(run).sentence()
     POLICIES.dotted.clear()  # as in another process, which has not been told of it
     found = check_replay(read_run(run.path))
-    assert found.rounds == 0 and "their policy is not installed here: Halving-8." in found.sentence()
+    assert found.rounds == 0 and "Not checked: Halving-8 (policy Halving is not known here" in found.sentence()
 
 
 def test_a_sweep_of_runs_takes_it(folder, call_run, small):

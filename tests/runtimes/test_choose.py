@@ -8,7 +8,7 @@ import pytest
 import torch
 from llamas import VOCAB
 
-from gammatune.models.pairs import random_pair
+from gammatune.models.pair import random_pair
 from gammatune.runtimes import choose
 from gammatune.runtimes.base import Models, build_models
 from gammatune.runtimes.choose import Candidate, choose_runtime

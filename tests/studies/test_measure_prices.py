@@ -122,7 +122,7 @@ def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
     write_cost(curve, path)
     stored = json.loads(path.read_text())
     assert stored["schema"] == 1 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
-    assert stored["runtime"]["name"] == "eager" and stored["provenance"]["packages"]["torch"]
+    assert stored["runtime"]["name"] in ("eager", "compiled") and stored["provenance"]["packages"]["torch"]
     assert set(stored["prices"]) == set(PARTS)
     assert read_cost(path).verify == curve.verify
     assert [file.name for file in path.parent.iterdir()] == ["prices.json"]
