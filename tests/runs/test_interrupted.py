@@ -118,7 +118,7 @@ def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path
     on_answer(fill_disk)
     with pytest.raises(OSError) as raised:
         runner.run()
-    assert explain(raised.value).startswith("Cannot write the results (No space left on device): make room")
+    assert explain(raised.value).startswith("Cannot write the results (No space left on device): free some space")
     log.unlink()
     aside.rename(log)
     runner = make_runner(tmp_path, "repetitions=2")
