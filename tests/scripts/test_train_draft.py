@@ -20,8 +20,6 @@ from draft_training.train import Recipe, make_copying, read_sample, stream_rows
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gammatune.models.embedded import build_draft
-
 SIZES = (
     "--scale 0.02 --rounds 1 --answer-tokens 8 --sources 1 --intermediate 48 --rate 0.01 --tokens 40000 --step-tokens 1000"
 )
@@ -61,7 +59,7 @@ def trained(words):
 
 def load(folder, target):
     whole = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    return whole, build_draft(whole, folder)
+    return whole, train_draft.load_draft(folder, whole)
 
 
 def test_the_shipped_draft_loads_and_beats_the_one_it_started_as(trained, target):
