@@ -10,12 +10,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 import torch
-<<<<<<< HEAD
-from gammatune.decoding.clock import Clock
-from harness import describe_machine, make_parser, print_machine, print_result, print_table, rotate, run_benchmark, time_call
-=======
 from harness import Arm, make_parser, measure, print_report, run_benchmark
->>>>>>> w-d
 
 from gammatune.config import RunConfig
 from gammatune.errors import UserError

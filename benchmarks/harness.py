@@ -15,30 +15,20 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from gammatune.decoding.clock import Clock
 from scipy import stats
 from tqdm import tqdm
 
 from gammatune.compose import compose_config
-<<<<<<< HEAD
-from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
-from gammatune.errors import UserError, complain
+from gammatune.config import DTYPES, RUNTIMES, DecodeConfig, RunConfig, one_of
+from gammatune.decoding.exactness import Comparison, compare_answers
+from gammatune.decoding.loop import Generation, build_engine, generate_speculative
+from gammatune.errors import UserError, exit_code_of
 from gammatune.models.devices import choose_device
 from gammatune.models.pair import Pair, load_pair
-from gammatune.runs.provenance import name_device
-from gammatune.runtimes.base import PairRuntime, build_runtime
-=======
-from gammatune.config import DTYPES, RUNTIMES, DecodeConfig, RunConfig, one_of
-from gammatune.decoding.clock import Clock
-from gammatune.decoding.exactness import compare_answers
-from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.errors import UserError, complain
-from gammatune.models.devices import choose_device
-from gammatune.models.pairs import Pair, load_pair
 from gammatune.policies import Policy
+from gammatune.policies.session import PolicySession
 from gammatune.runs.provenance import name_cpu, name_device
-from gammatune.runtimes.base import build_runtime
->>>>>>> w-d
+from gammatune.runs.session import DEPTH
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions
 
@@ -49,33 +39,32 @@ class Decoder:
     """A pair in a runtime: the only place where the benchmarks call into decoding."""
 
     def __init__(self, pair: Pair, runtime: str):
-        self.pair, self.clock = pair, Clock(pair.device)
-        self.runtime = build_runtime(pair, runtime)
-        self.name = self.runtime.name  # what really runs
-        self.models = {"target": self.runtime.target, "draft": self.runtime.draft}
+        self.pair, self.engine = pair, build_engine(pair, runtime)
+        self.device, self.name = self.engine.device, self.engine.runtime  # the runtime that really runs
+        self.models = {"target": self.engine.target, "draft": self.engine.drafter.workplace.model}
 
-    @property
-    def host_reads(self) -> int:
-        """Transfers from device to host so far."""
-        return self.runtime.host_reads
+    def warm(self, longest: int) -> None:
+        """Prepare every forward over texts of up to `longest` tokens, so that no timed call records a graph."""
+        self.models["target"].warm(range(1, DEPTH + 2), context=longest)
+        self.models["draft"].warm((1, 2), context=longest, keep=1)
 
     def answer(self, prompt: list[int], policy: Policy, tokens: int) -> Generation:
-        policy.reset()
-        return generate_speculative(self.runtime, prompt, policy, DecodeConfig(max_new_tokens=tokens))
+        session = PolicySession(policy)
+        session.restart()
+        return generate_speculative(self.engine, prompt, session, DecodeConfig(max_new_tokens=tokens))
 
-    def judge(self, prompt: list[int], reference: list[int], answer: list[int]):
-        """Verdict on an answer that is not the reference."""
-        return compare_answers(self.runtime, prompt, reference, answer)
+    def judge(self, prompt: list[int], reference: list[int], answer: list[int]) -> Comparison:
+        return compare_answers(self.engine, prompt, reference, answer)
 
     def fill(self, tokens: list[int]) -> None:
         """Both caches hold the tokens."""
         for model in self.models.values():
             model.reset()
-            model.forward(self.runtime.upload(tokens), keep=1)
+            model.forward(self.device.upload(tokens), keep=1)
 
     def forward(self, role: str, tokens: list[int]) -> float:
         """Milliseconds of one forward with logits for all of its tokens; the cache is as before."""
-        model, fed = self.models[role], self.runtime.upload(tokens)
+        model, fed = self.models[role], self.device.upload(tokens)
         length = model.length
         _, seconds = time_call(lambda: model.forward(fed, keep=len(tokens)), self.pair.device)
         model.crop(length)
@@ -173,7 +162,7 @@ def run_benchmark(parser: argparse.ArgumentParser, report: Callable, words: list
             torch.set_num_threads(config.runtime.threads)
         return report(options, config)
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
 
 
 def load_pairs(config: RunConfig, dtypes: str | None) -> dict[str, Pair]:

@@ -1,18 +1,9 @@
-<<<<<<< HEAD
-"""Do priced replays agree with the clock? python benchmarks/modelled_speed.py [--run RUN_DIR] [--prices FILE] [KEY=VALUE]
-
-Every arm of a finished greedy run is replayed from the run's own acceptance table and priced; its modelled tokens per second
-stand beside the measured ones, both as sums over all questions. Without --run, a run of the demo questions with all policies
-is made first; without --prices, they are measured. KEY=VALUE settings go to both. The machine must be quiet. A policy's own
-time is no part of a price: its share of the measured time has a column. The last line is one JSON object.
-=======
 """Do priced replays agree with the clock? python benchmarks/modelled_speed.py --run RUN_DIR --prices FILE
 
 Every arm of a finished greedy run (`python run.py ...`) is replayed from the run's own acceptance table and priced
 (`python -m gammatune prices ...`, same settings, quiet machine); its modelled tokens per second stand beside the measured
 ones, both as sums over all questions. A policy's own time is no part of a price: its share of the measured time has a
 column. The last line is one JSON object.
->>>>>>> w-d
 """
 
 import argparse
@@ -25,45 +16,27 @@ import torch
 from harness import print_report
 from scipy import stats
 
-from gammatune.errors import UserError, complain
+from gammatune.errors import UserError, exit_code_of
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import CostCurve, read_cost
 from gammatune.replay.speeds import Bench, build_bench
 from gammatune.replay.table import read_table
-from gammatune.runs.store import Arm, StoredRun, read_run
+from gammatune.runs.store import StoredArm, StoredRun, read_run
 
-<<<<<<< HEAD
-LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
-DEMO = ["experiment=demo", f"policy=[{','.join(LIVE)}]"]
-
-
-def make_run(settings: list[str]) -> Path:
-    from gammatune.runs.runner import Runner
-
-    runner = Runner(compose_config(DEMO + settings))
-    runner.run()
-    return runner.folder.path
-
-
-def measure_prices(settings: list[str]) -> CostCurve:
-    from gammatune.studies.measure_prices import CostRun, Plan
-
-    return CostRun(compose_config(settings), Plan()).run()
-
-=======
->>>>>>> w-d
 
 def require_same(run: StoredRun, curve: CostCurve) -> None:
-    """Raises UserError where the prices are of another pair, device or precision than the run."""
-    there = run.facts | {name: run.facts["runtime"][name] for name in ("device", "dtype")}
-    other = [name for name in ("pair", "weights", "device", "dtype") if curve.facts.get(name) != there.get(name)]
+    """Raises UserError where the prices are of another pair, device, precision or runtime than the run."""
+    runtime = run.facts["runtime"]
+    there = run.facts | {name: runtime[name] for name in ("device", "dtype")} | {"runtime": runtime["name"]}
+    here = curve.facts | {"runtime": curve.facts.get("runtime", {}).get("name")}
+    other = [name for name in ("pair", "weights", "device", "dtype", "runtime") if here.get(name) != there.get(name)]
     if other:
         raise UserError(
             f"The prices and the run {run.name} differ in {', '.join(other)}: measure prices with the run's settings."
         )
 
 
-def compare(arm: Arm, bench: Bench) -> dict:
+def compare(arm: StoredArm, bench: Bench) -> dict:
     """Speeds in tokens per second; ratio: modelled over live, with a 95 % interval over questions."""
     rows = [(t.question_id, len(t.output_ids), t.wall_ms, sum(r.policy_ms for r in t.rounds)) for t in arm.turns]
     live = pd.DataFrame(rows, columns=["question", "tokens", "ms", "policy_ms"]).groupby("question").sum()
@@ -104,35 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str]) -> int:
-<<<<<<< HEAD
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--prices", type=Path, metavar="FILE")
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args(words)
-=======
->>>>>>> w-d
     try:
         report(build_parser().parse_args(words))
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
     return 0
 
 
-<<<<<<< HEAD
-def report(options: argparse.Namespace) -> None:
-    curve = read_cost(options.prices) if options.prices else None
-    run = read_run(options.run or make_run(options.settings))
-    table = read_table(run.path / "acceptance.parquet")
-    curve = curve or measure_prices(options.settings)
-    require_same(run, curve)
-    arms = add_speedups(pd.DataFrame([compare(arm, table, curve) for arm in run.arms]))
-    print(arms.round(3).to_markdown(index=False))
-    records = json.loads(arms.round(4).to_json(orient="records"))
-    print(json.dumps({"run_dir": str(run.path), "prices": str(options.prices) if options.prices else None, "arms": records}))
-
-
-=======
->>>>>>> w-d
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

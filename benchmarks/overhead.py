@@ -10,34 +10,10 @@ or runtime.dtype. The last line is one JSON object.
 import sys
 from dataclasses import dataclass, field
 
-<<<<<<< HEAD
-import pandas as pd
-from gammatune.decoding.clock import Clock
-from harness import (
-    build_runtimes,
-    describe_machine,
-    make_parser,
-    median_interval,
-    print_machine,
-    print_result,
-    print_table,
-    read_prompts,
-    rotate,
-    run_benchmark,
-    time_call,
-    to_records,
-)
-from tqdm import tqdm
-
-from gammatune.config import DecodeConfig, RunConfig
-from gammatune.decoding.loop import Turn, prefill, run_round, start_turn
-from gammatune.models.pair import load_pair
-=======
 from harness import Arm, Decoder, build_decoders, make_parser, measure, print_report, read_prompts, run_benchmark, tabulate
 
 from gammatune.config import RunConfig
-from gammatune.models.pairs import load_pair
->>>>>>> w-d
+from gammatune.models.pair import load_pair
 from gammatune.policies import POLICIES, Policy
 
 ARMS = {
@@ -62,22 +38,22 @@ class Watched:
 
     def watch(self, role: str, forward):
         def watched(*args, **options):
-            start = self.decoder.clock.mark()
+            start = self.decoder.device.mark()
             logits = forward(*args, **options)
-            self.marks[role].append((start, self.decoder.clock.mark()))
+            self.marks[role].append((start, self.decoder.device.mark()))
             return logits
 
         return watched
 
     def answer(self, prompt: list[int], policy: Policy, tokens: int) -> dict:
         """Of the rounds of one answer, each by their number: all of their ms, those outside forwards, host reads."""
-        self.marks, before = {role: [] for role in self.decoder.models}, self.decoder.host_reads
+        device = self.decoder.device
+        self.marks, before = {role: [] for role in self.decoder.models}, device.reads
         made = self.decoder.answer(prompt, policy, tokens)
         # Each model's first forward reads the prompt
-        inside = sum(self.decoder.clock.between(*marks) for found in self.marks.values() for marks in found[1:])
+        inside = sum(device.between(*marks) for found in self.marks.values() for marks in found[1:])
         whole, rounds = made.wall_ms - made.prefill_ms, len(made.rounds)
-        reads = self.decoder.host_reads - before
-        figures = (1 - inside / whole, whole / rounds, (whole - inside) / rounds, reads / rounds)
+        figures = (1 - inside / whole, whole / rounds, (whole - inside) / rounds, (device.reads - before) / rounds)
         return dict(zip(FIGURES, figures, strict=True))
 
 
@@ -95,7 +71,10 @@ def make_arms(decoders: list[Decoder], tokens: int) -> list[Arm]:
 def report(options, config: RunConfig) -> int:
     pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
     prompts = read_prompts(pair, config, options.questions, options.tokens)
-    arms = make_arms(list(build_decoders(pair).values()), options.tokens)
+    decoders = list(build_decoders(pair).values())
+    for decoder in decoders:
+        decoder.warm(max(map(len, prompts)) + options.tokens)
+    arms = make_arms(decoders, options.tokens)
     measured = measure(arms, prompts, pair.device, options.repeats)
     table = tabulate(measured, ["policy", "runtime"], FIGURES, "share_outside")
     share = table.set_index(["policy", "runtime"]).loc[("fixed_5", "eager"), "share_outside"]

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from harness import print_report
 
-from gammatune.errors import complain
+from gammatune.errors import exit_code_of
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.prices import from_ratio
 from gammatune.replay.speeds import build_bench, measure_speeds
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
     try:
         report(options.table)
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
     return 0
 
 

@@ -13,39 +13,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-<<<<<<< HEAD
-from bandwidth import COPY_MIB, Bandwidth, measure_bandwidth
-from gammatune.decoding.clock import Clock
-from harness import (
-    build_runtimes,
-    describe_machine,
-    load_pairs,
-    make_parser,
-    median_interval,
-    print_machine,
-    print_result,
-    print_table,
-    rotate,
-    run_benchmark,
-    time_call,
-    to_records,
-)
-=======
 from bandwidth import COPY_MIB, measure_bandwidth
 from harness import Arm, Decoder, build_decoders, load_pairs, make_parser, measure, print_report, run_benchmark, tabulate
->>>>>>> w-d
 from torch import nn
 
 from gammatune.config import RunConfig
 from gammatune.errors import UserError
-<<<<<<< HEAD
 from gammatune.models.load import count_cache
-from gammatune.models.pair import Pair
-from gammatune.runtimes.base import PairRuntime
-=======
-from gammatune.models.checkpoints import shape_of
-from gammatune.models.memory import Need, cache_bytes
->>>>>>> w-d
 
 BLOCKS = (1, 2, 6, 16)
 LABELS = ["model", "dtype", "runtime", "tokens"]
@@ -63,7 +37,7 @@ class Floor:
 
 
 def count_floor(model: nn.Module, dtype: torch.dtype, context: int) -> Floor:
-    """All matrices, as they are held, and the cache. An embedding counts where it is the output head too, and only once."""
+    """All matrices, as they are held, and the cache. An embedding counts where it is the LM head too, and only once."""
     matrices = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     weights = sum(matrix.numel() * matrix.element_size() for matrix in matrices)
     return Floor(weights, count_cache(model.config, dtype, context))

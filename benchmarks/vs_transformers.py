@@ -8,8 +8,8 @@ nor a near tie ends the benchmark with exit code 1.
 The comparison leans to transformers' side. Given a plain prompt, transformers 5.23 feeds its assistant the whole text again
 every round, on top of the cached text; one masked padding token before the prompt avoids that, but puts a mask into every
 forward. Which is faster depends on the text's length and the dtype, so assisted generation runs both ways, and ours is held
-against the faster. Its calls run in inference mode. A draft with a reduced output head, which only our loop can use, has a
-whole head on both sides; ours with the reduced head has rows of its own. The last line is one JSON object.
+against the faster. Its calls run in inference mode. A draft with a reduced vocabulary, which only our loop can use,
+proposes all tokens on both sides; ours with the reduced one has rows of its own. The last line is one JSON object.
 """
 
 import sys
@@ -17,7 +17,6 @@ from dataclasses import replace
 
 import pandas as pd
 import torch
-from gammatune.decoding.clock import Clock
 from harness import (
     Arm,
     Decoder,
@@ -32,36 +31,31 @@ from harness import (
 )
 from transformers import GenerationConfig
 
-<<<<<<< HEAD
-from gammatune.config import RUNTIMES, DecodeConfig, RunConfig
-from gammatune.decoding.exactness import compare_answers
-from gammatune.decoding.loop import generate_autoregressive, generate_speculative
-from gammatune.models.pair import Pair
-=======
 from gammatune.config import RUNTIMES, RunConfig
-from gammatune.models.pairs import Pair
->>>>>>> w-d
+from gammatune.models.pair import Pair
 from gammatune.policies import POLICIES
 
 GAMMAS = {"autoregressive": 0, "fixed_2": 2, "fixed_5": 5}
 PLAIN, PADDED = THEIRS = ("transformers", "transformers, padded prompt")
-REDUCED = ", reduced head"
+REDUCED = ", reduced vocabulary"
 LABELS = ["decoding", "by", "dtype"]
 
 
 def load_sides(config: RunConfig, dtypes: str | None) -> tuple[dict[str, Pair], dict[str, Pair]]:
-    """By dtype: pairs for both sides, whose drafts have a whole head, and pairs with the reduced one where there is one."""
+    """By dtype: pairs for both sides, whose drafts propose all tokens, and those with a reduced vocabulary, if any."""
     draft = config.model_pair.draft
     both = load_pairs(replace(config, model_pair=replace(config.model_pair, draft=replace(draft, vocabulary=None))), dtypes)
     reduced = {} if draft.vocabulary is None else load_pairs(config, dtypes)
     return both, {dtype: replace(pair, target=both[dtype].target) for dtype, pair in reduced.items()}
 
 
-def make_arms(both: dict[str, Pair], reduced: dict[str, Pair], tokens: int) -> list[Arm]:
+def make_arms(both: dict[str, Pair], reduced: dict[str, Pair], tokens: int, longest: int) -> list[Arm]:
+    """longest: tokens of the longest text, prompt and answer."""
     arms = []
     for pairs, mark in ((both, ""), (reduced, REDUCED)):
         for dtype, pair in pairs.items():
             for name, decoder in build_decoders(pair).items():
+                decoder.warm(longest)
                 arms += [
                     our_arm(decoder, kind, name + mark, dtype, tokens) for kind, gamma in GAMMAS.items() if gamma or not mark
                 ]
@@ -146,10 +140,10 @@ def tabulate_speeds(speeds: Speeds, differences: pd.DataFrame) -> pd.DataFrame:
 def summarise(speeds: Speeds) -> dict:
     """Each side's fastest, ours over theirs: in the dtype of our fastest autoregressive arm, and in any dtype.
 
-    reduced_head: the same ratios with a draft that transformers cannot use; empty where the pair has none.
+    reduced_vocabulary: the same ratios with a draft that transformers cannot use; empty where the pair has none.
     """
     dtype = speeds.fastest("autoregressive", RUNTIMES)[2]
-    result = {"dtype": dtype, "runtime": {}, "over_best_dtype": {}, "reduced_head": {}}
+    result = {"dtype": dtype, "runtime": {}, "over_best_dtype": {}, "reduced_vocabulary": {}}
     for kind in GAMMAS:
         ours, theirs = speeds.fastest(kind, RUNTIMES, dtype), speeds.fastest(kind, THEIRS, dtype)
         found = median_interval(speeds.ratios(ours, theirs))
@@ -160,7 +154,7 @@ def summarise(speeds: Speeds) -> dict:
         reduced = tuple(name + REDUCED for name in RUNTIMES)
         if any(key[0] == kind and key[1] in reduced for key in speeds.frame):
             ours = speeds.fastest(kind, reduced, dtype)
-            result["reduced_head"][kind] = float(speeds.ratios(ours, theirs).median())
+            result["reduced_vocabulary"][kind] = float(speeds.ratios(ours, theirs).median())
     return result
 
 
@@ -168,7 +162,8 @@ def report(options, config: RunConfig) -> int:
     both, reduced = load_sides(config, options.dtypes)
     pair = next(iter(both.values()))
     prompts = read_prompts(pair, config, options.questions, options.tokens)
-    measured = measure(make_arms(both, reduced, options.tokens), prompts, pair.device, options.repeats)
+    longest = max(map(len, prompts)) + options.tokens
+    measured = measure(make_arms(both, reduced, options.tokens, longest), prompts, pair.device, options.repeats)
     speeds, differences = Speeds(measured), judge(measured, both, prompts)
     wrong = differences[differences["status"] == "different"]
     notes = [

