@@ -8,7 +8,8 @@ from omegaconf import MISSING
 
 from gammatune.errors import UserError
 
-RUNTIMES = ("auto", "eager", "compiled")
+FORMS = ("eager", "compiled")  # how a model can run
+RUNTIMES = ("auto", *FORMS)
 PAIR_SOURCES = ("hub", "wheels", "tiny-random")
 MODEL_TYPES = ("llama", "qwen2", "qwen3")  # families of transformers that load here
 DTYPES = ("fp32", "fp16", "bf16")

@@ -17,7 +17,6 @@ from datasets import Dataset, Features
 from draft_training import measure, prompts, teacher, texts
 from draft_training.student import start_draft
 from draft_training.train import Recipe, make_copying, read_sample, stream_rows
-from gammatune.models.embedded import build_draft
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
