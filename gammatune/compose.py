@@ -91,7 +91,7 @@ def refuse_foresight(config: RunConfig) -> None:
     for name, policy in config.policy.items():
         if policy.oracle:
             raise UserError(
-                f"policy={name} must know the answer beforehand: replay it, `python -m gammatune headline TABLE`."
+                f"policy={name} must know the answer beforehand: replay it, `gammatune headline TABLE`."
             )
 
 

@@ -1,6 +1,6 @@
 """What rounds cost: a price list, measured or assumed, and a replay's rounds priced with it. No torch here.
 
-A measured list (`python -m gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
+A measured list (`gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
 ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
 """
 
@@ -16,7 +16,7 @@ from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 1
 LAST_BLOCKS = 8
-REMAKE = "measure it again with `python -m gammatune cost`"
+REMAKE = "measure it again with `gammatune cost`"
 
 
 @dataclass(frozen=True)

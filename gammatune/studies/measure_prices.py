@@ -1,4 +1,4 @@
-"""`python -m gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
+"""`gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
 
 A price is what a round takes with sampling, host reads and cache crops, not what a bare forward takes. Every block length is
 asked for once per pass and context, in shuffled order, so a machine that slows down slows all of them.

@@ -157,7 +157,7 @@ def test_a_failed_turn_is_left_out_and_named(tmp_path, heuristic):
 
 @pytest.fixture
 def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `python -m gammatune`, in this process."""
+    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
 
     def main(*words):
         capsys.readouterr()
