@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gammatune.tasks.specbench import load_questions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
@@ -41,6 +40,7 @@ from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes.eager import CACHE, EagerModel
 from gammatune.tasks.prompts import build_prompt
+from gammatune.tasks.questions import load_questions
 from gammatune.transformers import speculate
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def generate(pair, prompt: list[int], spec=None, **options):
 
 
 def make_policy(name: str, gamma: int, **others):
-    fields = POLICIES[name].__dataclass_fields__
+    fields = POLICIES[name].rule.__dataclass_fields__
     return POLICIES[name](**({"gamma": gamma} if "gamma" in fields else {}), **others)
 
 
