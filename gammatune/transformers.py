@@ -214,18 +214,21 @@ def refuse_models(target: PreTrainedModel, cache: Cache, draft: PreTrainedModel 
     """Raises UserError for models that cannot speculate, or not with each other."""
     caches = {"target": (target, cache)} | ({} if draft is None else {"draft": (draft, DynamicCache(config=draft.config))})
     for role, (model, its_cache) in caches.items():
-        lost = any(its_cache.is_sliding) and Version(transformers.__version__).release < (5, 18)
-        if model.config.is_encoder_decoder or not its_cache.is_croppable or lost:
+        loses = any(its_cache.is_sliding) and Version(transformers.__version__).release < (5, 18)
+        grows = isinstance(its_cache, DynamicCache) and its_cache.is_croppable
+        if model.config.is_encoder_decoder or loses or not grows:
             raise UserError(
                 f"The {role} {type(model).__name__} with a {type(its_cache).__name__} cannot take tokens back: choose a "
                 "decoder with attention alone (sliding windows can from transformers 5.18 on), without cache_implementation."
             )
-    if draft is not None and count_tokens(target) != count_tokens(draft):
+    if draft is None:
+        return
+    if count_tokens(target) != count_tokens(draft):
         raise UserError(
             f"The target's head has {count_tokens(target)} tokens and the draft's {count_tokens(draft)}: choose a draft "
             "with all of the target's own (model_pair.draft.vocabulary=null)."
         )
-    if draft is not None and target.device != draft.device:
+    if target.device != draft.device:
         raise UserError(f"The target is on {target.device} and the draft on {draft.device}: move the draft there.")
 
 
@@ -237,14 +240,14 @@ def read_prompt(input_ids: torch.Tensor, cache: Cache, inputs: dict) -> list[int
     if input_ids.shape[0] > 1:
         raise UserError(f"The call asks for {input_ids.shape[0]} sequences, and a policy takes one: loop over them.")
     others = sorted(name for name, value in inputs.items() if value is not None and name not in UNDERSTOOD)
-    if input_ids.shape[1] == 0 or others:
-        raise UserError(f"The models are given input_ids and nothing else: leave out {', '.join(others) or 'the call'}.")
+    if others:
+        raise UserError(f"The models are given input_ids and nothing else: leave out {', '.join(others)}.")
     if cache.get_seq_length() > 0:
         raise UserError("The cache already holds text that the draft has not seen: leave it out, or give an empty one.")
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     seen = torch.ones_like(input_ids[0], dtype=torch.bool) if mask is None else mask[0].bool().to(input_ids.device)
-    if not seen[-1]:
-        raise UserError("The attention mask hides the prompt's last token: leave padding out, or put it on the left.")
+    if not seen[-1:].any():
+        raise UserError("The prompt is empty, or the attention mask hides its last token: pad it on the left.")
     prompt = input_ids[0][seen].tolist()
     if positions is not None and positions[..., seen].flatten().tolist() != list(range(len(prompt))):
         raise UserError("The prompt's positions must count from 0: leave position_ids out.")

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GenerationMixin,
     LogitsProcessor,
+    LogitsProcessorList,
     MambaConfig,
     MambaForCausalLM,
     MaxTimeCriteria,
@@ -45,7 +46,7 @@ from gammatune.transformers import speculate
 
 ROOT = Path(__file__).parents[1]
 LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
-VOCAB, DRAWS = 8, 500
+VOCAB, DRAWS = 8, 400
 WINDOWS_ROLL_BACK = Version(__version__) >= Version("5.18")
 
 
@@ -79,7 +80,7 @@ def facts(rounds) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", LIVE)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     gamma=st.sampled_from([1, 2, 3, 5, 8, 16]),
@@ -149,7 +150,7 @@ class Recorder(StoppingCriteria):
 def test_stopping_criteria_are_asked_after_each_token(name):
     """Also in the middle of accepted tokens: the answer is cut there, and neither the record nor a cache goes on."""
     pair, cut = make_pair(0.1, ends=()), 0
-    for seed in range(6):
+    for seed in range(4):
         ours, theirs = (Recorder(seed % 4, times=3) for _ in range(2))
         spec = speculate(pair.draft, make_policy(name, 4))
         options = {"return_dict_in_generate": True}
@@ -217,6 +218,7 @@ def test_padding_is_hidden_from_the_models_but_not_from_processors():
         spec, padded = (speculate(pair.draft, "gammatune_plus", tau=0.1) for _ in range(2))
         ids = generate(pair, [pad] * 3 + prompt, padded, attention_mask=mask, **options)
         assert ids == generate(pair, [pad] * 3 + prompt, attention_mask=mask, **options)
+    pair = make_pair(0.1, ends=())  # to the end of the budget, which padding does not use up
     ids = generate(pair, prompt, spec)
     assert generate(pair, [2, 2, 2, *prompt], padded, attention_mask=mask) == ids
     assert facts(padded.rounds) == facts(spec.rounds)
@@ -257,6 +259,13 @@ def test_logits_processors_act_on_each_row_of_both_models():
             assert ids == generate(pair, prompt_of(seed), **options) != generate(pair, prompt_of(seed), max_new_tokens=40)
             rejected = sum(r.drafted - r.accepted for r in spec.rounds)
             assert (rejected == 0) is (noise == 0.0)
+
+
+def test_processors_leave_the_logits_that_policies_watch():
+    logits, ids = torch.zeros(2, 40), torch.tensor([prompt_of(0)])
+    sampler = ProcessedSampler(LogitsProcessorList([Mixing()]), False, ids, hidden=0)
+    assert sampler.distribution(logits, prompt_of(0), [torch.tensor([5])]).shape == (2,)
+    assert not logits.any() and sampler.scores.any(dim=1).all()
 
 
 def test_rows_after_the_wrong_tokens_are_noticed(monkeypatch):
@@ -460,7 +469,8 @@ def test_a_hook_that_there_is_not_is_named(monkeypatch):
         ({"prompt_lookup_num_tokens": 3}, "leave out one of both"),
         ({"guidance_scale": 2.0}, "cannot take a rejected token back"),
         ({"return_dict_in_generate": True, "output_attentions": True}, "not collected"),
-        ({"attention_mask": torch.tensor([[1] * 11 + [0]])}, "hides the prompt's last token"),
+        ({"attention_mask": torch.tensor([[1] * 11 + [0]])}, "the attention mask hides its last token"),
+        ({"cache_implementation": "static"}, "with a StaticCache cannot take tokens back"),
         ({"position_ids": torch.arange(3, 15)[None]}, "count from 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -469,16 +479,6 @@ def test_a_way_of_decoding_that_does_not_fit_is_refused(options, sentence):
     pair = make_pair(0.1)
     with pytest.raises(UserError, match=sentence):
         generate(pair, prompt_of(0), speculate(pair.draft, "fixed"), **options)
-
-
-def test_a_static_cache_is_refused_or_rolled_back():
-    pair, options = make_pair(0.1), {"cache_implementation": "static"}
-    try:
-        ids = generate(pair, prompt_of(0), speculate(pair.draft, "fixed"), **options)
-    except UserError as error:
-        assert "with a StaticCache cannot take tokens back" in str(error)
-    else:
-        assert ids == generate(pair, prompt_of(0))
 
 
 def test_inputs_and_models_that_do_not_fit_are_refused():
