@@ -23,8 +23,8 @@ demo: $(BIN)/.installed ## install, fetch the embedded pair, run the main job, p
 # A file's tests stay in one process, so that what they share is made once
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test: $(BIN)/.installed ## install and run the tests, but for the slow ones
-	$(PYTEST) -m "not slow"
+test: $(BIN)/.installed ## install and run the tests, but for the slow ones and those of the real pair
+	$(PYTEST) -m "not slow and not embedded"
 
 test-all: $(BIN)/.installed ## the slow ones too (compilers, wheels, the real pair), with coverage
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
