@@ -107,7 +107,7 @@ def test_a_lookup_that_proposes_an_end_and_one_that_meets_the_budget():
     assert trace.proposed.tolist() == [2, 1, 0], "the last token that the budget allows is left to the target"
 
 
-def test_what_tracing_leaves_behind_does_not_matter():
+def test_what_was_decoded_before_does_not_change_a_trace():
     """A trace equals the one of a new engine, whatever was decoded before."""
     used, prompt = table_engine(), draw_prompt(4)
     answer = own_answer(used, prompt, 20)

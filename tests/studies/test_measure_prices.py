@@ -109,7 +109,7 @@ def test_all_contexts_and_both_ways_of_drafting_get_the_same_number_of_each_bloc
 
 def test_a_measured_curve_prices_every_block(curve):
     assert len(curve.verify) == PLAN.gamma_max + 1
-    assert all(price.base > 0 and price.samples == 8 for price in curve.verify)
+    assert all(price.at(48) > 0 and price.samples == 8 for price in curve.verify)
     for drafting in (curve.blind, curve.watched):
         assert drafting.step.at(48) > 0 and drafting.step.samples == 24
     assert curve.rest.samples == 56 and curve.prefill_target.samples == 8 and curve.prefill_both.samples == 8
