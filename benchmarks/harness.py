@@ -19,7 +19,7 @@ from scipy import stats
 from gammatune.compose import compose_config
 from gammatune.config import DTYPES, RUNTIMES, RunConfig, one_of
 from gammatune.decoding.clock import Clock
-from gammatune.errors import UserError, complain
+from gammatune.errors import UserError, exit_code_of
 from gammatune.models.devices import choose_device
 from gammatune.models.pairs import Pair, load_pair
 from gammatune.runs.provenance import name_device
@@ -55,7 +55,7 @@ def run_benchmark(parser: argparse.ArgumentParser, report: Callable, words: list
             torch.set_num_threads(config.runtime.threads)
         return report(options, config)
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
 
 
 def refuse_small(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from gammatune.compose import compose_config
-from gammatune.errors import UserError, complain
+from gammatune.errors import UserError, exit_code_of
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import CostCurve, price, read_cost
 from gammatune.replay.simulate import prepare, replay
@@ -114,7 +114,7 @@ def main(words: list[str]) -> int:
     try:
         report(options)
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
     return 0
 
 

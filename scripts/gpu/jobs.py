@@ -21,7 +21,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # a bare checkout will do
 
-from gammatune.errors import UserError, complain  # noqa: E402
+from gammatune.errors import UserError, exit_code_of  # noqa: E402
 from gammatune.models.pairs import choose_device  # noqa: E402
 from gammatune.runs.cells import hold_folder, read_json, write_json  # noqa: E402
 from gammatune.runs.monitor import watch_machine  # noqa: E402
@@ -231,7 +231,7 @@ def run_job(parser: argparse.ArgumentParser, work: Callable[[Job], str], words: 
         print(f"Interrupted; what was made is kept in {job.out}, and the same command continues.", file=sys.stderr)
         return 130
     except Exception as error:
-        return complain(error)
+        return exit_code_of(error)
     return print_last_line(job, "ok")
 
 
