@@ -18,13 +18,13 @@ from scipy import stats
 
 from gammatune.errors import UserError, exit_code_of
 from gammatune.policies import POLICIES
-from gammatune.replay.prices import CostCurve, read_cost
+from gammatune.replay.prices import PriceList, read_prices
 from gammatune.replay.speeds import Bench, build_bench
 from gammatune.replay.table import read_table
 from gammatune.runs.store import StoredArm, StoredRun, read_run
 
 
-def require_same(run: StoredRun, curve: CostCurve) -> None:
+def require_same(run: StoredRun, curve: PriceList) -> None:
     """Raises UserError where the prices are of another pair, device, precision or runtime than the run."""
     runtime = run.facts["runtime"]
     there = run.facts | {name: runtime[name] for name in ("device", "dtype")} | {"runtime": runtime["name"]}
@@ -59,7 +59,7 @@ def bound_ratio(upper: np.ndarray, lower: np.ndarray) -> dict:
 
 
 def report(options: argparse.Namespace) -> None:
-    run, curve = read_run(options.run), read_cost(options.prices)
+    run, curve = read_run(options.run), read_prices(options.prices)
     require_same(run, curve)
     bench = build_bench(read_table(run.path / "acceptance.parquet"), curve)
     arms = pd.DataFrame([compare(arm, bench) for arm in run.arms])

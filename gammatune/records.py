@@ -56,7 +56,7 @@ class Block:
     drafted: int = 0  # tokens in the block
     ended: bool = False  # the last of them ends the sequence
     stopped: bool = False  # the policy stopped after the last of them
-    dropped: bool = False  # the policy stopped, and one more token was drafted in vain
+    dropped: bool = False  # the policy stopped, and the token it stopped at was dropped
 
     @property
     def limit(self) -> int:

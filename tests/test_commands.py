@@ -10,7 +10,7 @@ from replay.made_tables import contents, draw_table, make_turn
 
 from gammatune import cli
 from gammatune.policies import POLICIES
-from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json, from_ratio
+from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, prices_to_json
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable, read_table, write_table
 from gammatune.studies.headline import METRICS, replay_all
@@ -75,8 +75,8 @@ def test_settings_reach_the_policy_wherever_they_are_written(folder, call):
 def test_measured_prices_beside_the_table_are_found(call, tmp_path):
     write_table(draw_table(11, questions=10), tmp_path / "acceptance.parquet")
     steps = Drafting(Price(1.0)), Drafting(Price(2.0))
-    curve = CostCurve(*steps, [Price(9.0)], facts={"pair": "made"})
-    (tmp_path / "prices.json").write_text(json.dumps(curve_to_json(curve)))
+    curve = PriceList(*steps, [Price(9.0)], facts={"pair": "made"})
+    (tmp_path / "prices.json").write_text(json.dumps(prices_to_json(curve)))
     words = ["policy=[gammatune,svip]", "--json"]
     measured = json.loads(call("headline", tmp_path, *words)[1])
     assert measured == json.loads(call("headline", tmp_path, "--prices", tmp_path / "prices.json", *words)[1])
@@ -111,7 +111,7 @@ WRONG = {
     "no table": (["headline", "none.parquet", "--cost-ratio", 9], "There is no acceptance table at none.parquet: make one"),
     "a folder without one": (["headline", ".", "--cost-ratio", 9], "There is no acceptance table at acceptance.parquet"),
     "no prices": (["headline", "TABLE"], "No prices: give --prices FILE"),
-    "no price file": (["headline", "TABLE", "--prices", "none.json"], "The cost file none.json cannot be read"),
+    "no price file": (["headline", "TABLE", "--prices", "none.json"], "The price file none.json cannot be read"),
     "an impossible ratio": (["sweep", "TABLE", "--cost-ratio", 0, "policy.fixed.gamma=1"], "above 0"),
     "an unknown policy": (["headline", "TABLE", "--cost-ratio", 9, "policy=gamatune"], "policy=gamatune is not known"),
     "an unknown field": (

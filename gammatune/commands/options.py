@@ -6,7 +6,7 @@ from pathlib import Path
 from gammatune.compose import compose_config
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
-from gammatune.replay.prices import CostCurve, from_ratio, read_cost
+from gammatune.replay.prices import PriceList, from_ratio, read_prices
 from gammatune.replay.table import AcceptanceTable
 from gammatune.studies.study import PRICES_FILE, TABLE_FILE
 
@@ -30,14 +30,14 @@ def find_table(path: Path) -> Path:
     return path / TABLE_FILE if path.is_dir() else path
 
 
-def find_prices(options: argparse.Namespace, table: Path) -> CostCurve:
+def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
     """Raises UserError where no price is known."""
     if options.cost_ratio is not None:
         return from_ratio(options.cost_ratio)
     beside = table.with_name(PRICES_FILE)
     if options.prices is None and not beside.exists():
         raise UserError("No prices: give --prices FILE (made by `gammatune prices`) or --cost-ratio C (T_target / T_draft).")
-    return read_cost(options.prices or beside)
+    return read_prices(options.prices or beside)
 
 
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:

@@ -29,13 +29,13 @@ def read_lengths(text: str) -> tuple[int, ...]:
 def measure_prices(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
-    from gammatune.studies.measure_prices import CostRun, Plan, prepare_place, show_prices, write_cost
+    from gammatune.studies.measure_prices import Plan, PriceRun, prepare_place, show_prices, write_prices
 
-    run = CostRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
+    run = PriceRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
     path = options.out or run.default_path(Path("results/prices"))
     prepare_place(path)
     curve = run.run()
-    write_cost(curve, path)
+    write_prices(curve, path)
     print(show_prices(curve))
     print(path)
     return 0

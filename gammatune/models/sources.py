@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import model_info, snapshot_download
 
-# HTTPError is what the hub's client raises for a broken connection; the client library behind the name differs by version.
+# HTTPError is what the hub's client raises for a broken connection; which client library that is differs by version.
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,

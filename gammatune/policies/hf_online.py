@@ -40,7 +40,9 @@ class HFConfidenceOnline(HFConfidence):
     def __post_init__(self):
         super().__post_init__()
         require(self, "threshold", self.threshold > 0.0, "above 0 (a constant 20 without a threshold is policy=hf_constant)")
-        require(self, "carry", self.carry == "turn", "turn, because the samples behind its threshold end with the answer")
+        require(
+            self, "carry", self.carry == "turn", "turn, because the samples its threshold comes from end with the answer"
+        )
 
     def reset(self) -> None:
         self.threshold_now = self.threshold
@@ -70,7 +72,7 @@ class HFConfidenceOnline(HFConfidence):
         return float(thresholds[(false_rate + WEIGHT_OF_MISSED * (1 - true_rate)).argmin()])
 
     def restore(self, state: dict) -> None:
-        """Continue with a logged threshold; the samples behind it are gone, and the next answer starts afresh anyway."""
+        """Continue with a logged threshold; the samples it came from are gone, and the next answer starts afresh anyway."""
         self.reset()
         Policy.restore(self, state)
 

@@ -5,7 +5,7 @@ most 3 tokens and p_min 0, which is off, in those of 2026 (ggml-org/llama.cpp is
 
 Departures: llama.cpp takes the probability over the ten or so best tokens only, so that its values are higher than ours
 over the whole vocabulary; and --draft-min (0 by default, which changes nothing), which throws a block shorter than itself
-away, is left out, because a policy here has no say over a finished block.
+away, is left out, because a policy here cannot change a finished block.
 """
 
 from dataclasses import dataclass

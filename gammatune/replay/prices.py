@@ -1,6 +1,6 @@
 """What rounds cost: a price list, measured or assumed, and a replay's rounds priced with it. No torch here.
 
-A measured list (`gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
+A measured list (`gammatune prices`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
 ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
 """
 
@@ -16,7 +16,7 @@ from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 1
 LAST_BLOCKS = 8
-REMAKE = "measure it again with `gammatune cost`"
+REMAKE = "measure it again with `gammatune prices`"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Drafting:
 
 
 @dataclass
-class CostCurve:
+class PriceList:
     """A price list. blind and watched: drafting without and with the draft's signals read for each token.
 
     verify[k - 1]: one target forward over k tokens, judged. rest: what a round takes beside drafting, verification and the
@@ -98,7 +98,7 @@ def extend(values: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([values, np.polyval(line, np.arange(len(values), size))])
 
 
-def from_ratio(c: float) -> CostCurve:
+def from_ratio(c: float) -> PriceList:
     """T_draft = 1 and T_target(k) = c for every k: the cost model of the speculative decoding papers.
 
     Prices are in draft steps; nothing else costs. c = T_target / T_draft, as in GammaTune (Leviathan et al. write its
@@ -107,10 +107,10 @@ def from_ratio(c: float) -> CostCurve:
     if not 0 < c < float("inf"):
         raise UserError(f"The cost ratio {c} is out of range: T_target / T_draft must be a number above 0.")
     step = Drafting(step=Price(1.0))
-    return CostCurve(step, step, [Price(float(c))], facts={"ratio": c})
+    return PriceList(step, step, [Price(float(c))], facts={"ratio": c})
 
 
-def price(replay: Replay, prompts, curve: CostCurve, watched: bool, drafts: bool | None = None) -> np.ndarray:
+def price(replay: Replay, prompts, curve: PriceList, watched: bool, drafts: bool | None = None) -> np.ndarray:
     """What each turn of a replay costs [turns], in the curve's unit.
 
     prompts: the turns of the replay, or their prompt tokens [turns]. watched: the policy's watches_draft. drafts: whether
@@ -144,33 +144,33 @@ def prompt_lengths(prompts) -> np.ndarray:
 PARTS = ("blind", "watched", "verify", "rest", "prefill_target", "prefill_both")
 
 
-def curve_to_json(curve: CostCurve) -> dict:
-    """Plain JSON: the facts, then the prices, which `read_cost` reads back."""
+def prices_to_json(curve: PriceList) -> dict:
+    """Plain JSON: the facts, then the prices, which `read_prices` reads back."""
     prices = {name: part for name, part in asdict(curve).items() if name in PARTS}
     return {"schema": SCHEMA, **curve.facts, "prices": prices}
 
 
-def read_cost(path: Path) -> CostCurve:
+def read_prices(path: Path) -> PriceList:
     """Raises UserError for a missing, damaged or newer file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         refuse_newer(content.pop("schema"), path, known=SCHEMA)
-        curve = curve_from_json(content.pop("prices"))
+        curve = prices_from_json(content.pop("prices"))
     except OSError as error:
-        raise UserError(f"The cost file {path} cannot be read ({error.strerror}): {REMAKE}.") from error
+        raise UserError(f"The price file {path} cannot be read ({error.strerror}): {REMAKE}.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no cost file or is damaged ({type(error).__name__}): {REMAKE}.") from error
+        raise UserError(f"{path} is no price file or is damaged ({type(error).__name__}): {REMAKE}.") from error
     curve.facts = content
     return curve
 
 
-def curve_from_json(prices: dict) -> CostCurve:
+def prices_from_json(prices: dict) -> PriceList:
     """Raises ValueError, KeyError, TypeError or AttributeError where something is missing or is no number."""
     draftings = [Drafting(**{k: read_price(v) for k, v in prices[name].items()}) for name in ("blind", "watched")]
     verify = [read_price(stored) for stored in prices["verify"]]
     if not verify:
         raise ValueError("no block length has a price")
-    return CostCurve(*draftings, verify, *(read_price(prices[name]) for name in PARTS[3:]))
+    return PriceList(*draftings, verify, *(read_price(prices[name]) for name in PARTS[3:]))
 
 
 def read_price(stored: dict) -> Price:

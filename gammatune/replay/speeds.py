@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gammatune.policies import Policy
-from gammatune.replay.prices import CostCurve, price
+from gammatune.replay.prices import PriceList, price
 from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
@@ -24,7 +24,7 @@ class Bench:
     """
 
     turns: list[ReplayTurn]
-    curve: CostCurve
+    curve: PriceList
     task: np.ndarray
     question_id: np.ndarray
     question_of: np.ndarray
@@ -40,7 +40,7 @@ class Bench:
         return 1000 * self.tokens / np.bincount(self.question_of, milliseconds, minlength=len(self.tokens))
 
 
-def build_bench(table: AcceptanceTable, curve: CostCurve) -> Bench:
+def build_bench(table: AcceptanceTable, curve: PriceList) -> Bench:
     """Raises UserError for a table with unknown positions."""
     keys = list(dict.fromkeys((turn.task, turn.question_id) for turn in table.turns))
     place = {key: index for index, key in enumerate(keys)}

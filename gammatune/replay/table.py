@@ -1,6 +1,6 @@
 """The acceptance table: everything that any policy could meet on a set of answers, recorded once (docs/acceptance-table.md).
 
-In greedy decoding the committed text is the target's own whatever the policy does. So one walk of the draft along that text,
+In greedy decoding the committed text is the target's own whatever the policy does. So the drafter's trace along that text,
 and one along its own continuation from each token where it is wrong, hold all that a decoding loop will ever ask of it.
 """
 

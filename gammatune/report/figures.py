@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gammatune.policies import POLICIES
 from gammatune.records import Round, TurnLog
-from gammatune.replay.prices import CostCurve
+from gammatune.replay.prices import PriceList
 from gammatune.report import style
 from gammatune.report.names import arm_names, policy_name, task_name
 from gammatune.report.results import results_table
@@ -296,7 +296,7 @@ def draw_sensitivity(sensitivity: pd.DataFrame) -> Figure:
     return figure
 
 
-def draw_prices(curve: CostCurve) -> Figure:
+def draw_prices(curve: PriceList) -> Figure:
     """What one target forward over k tokens costs, beside k draft steps, at a short and a long context."""
     figure, axis = new_figure(6.0, 3.2)
     tokens = np.arange(1, len(curve.verify) + 1)

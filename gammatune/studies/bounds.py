@@ -12,7 +12,7 @@ import pandas as pd
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
-from gammatune.replay.prices import CostCurve, from_ratio
+from gammatune.replay.prices import PriceList, from_ratio
 from gammatune.replay.simulate import fill_unknown
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable
@@ -61,7 +61,7 @@ def count_unknown(table: AcceptanceTable) -> float:
     return table.unknown / table.tokens
 
 
-def bounded_speeds(table: AcceptanceTable, curve: CostCurve, policies: dict[str, Policy]) -> dict[str, list[Speeds]]:
+def bounded_speeds(table: AcceptanceTable, curve: PriceList, policies: dict[str, Policy]) -> dict[str, list[Speeds]]:
     """Speeds of each fill: lower, every unknown position a mismatch; mean, FILLS seeded fills in which it is a match at the
     estimated rate; upper, every one a match.
     """

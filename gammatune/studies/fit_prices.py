@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import sparse
 from scipy.optimize import linprog
 
-from gammatune.replay.prices import FREE, CostCurve, Drafting, Price
+from gammatune.replay.prices import FREE, Drafting, Price, PriceList
 
 DIGITS = 9
 
@@ -24,7 +24,7 @@ class Samples:
     prefills: list[dict] = field(default_factory=list)
 
 
-def fit_prices(samples: Samples, facts: dict) -> CostCurve:
+def fit_prices(samples: Samples, facts: dict) -> PriceList:
     """Rounds of every block length from 0 drafted tokens on, blind and watched, and prefills of both kinds must be there."""
     rounds, prefills = pd.DataFrame(samples.rounds), pd.DataFrame(samples.prefills)
     rounds["size"], prefills["size"] = 1, prefills["length"]
@@ -32,7 +32,7 @@ def fit_prices(samples: Samples, facts: dict) -> CostCurve:
     verify = [fit_line(group, "verify_ms") for _, group in rounds.groupby("drafted", sort=True)]
     alone = prefills[prefills["models"] == "target"]
     drafting = rounds[rounds["forwards"] > 0]
-    return CostCurve(
+    return PriceList(
         fit_drafting(drafting[~drafting["watched"]]),
         fit_drafting(drafting[drafting["watched"]]),
         verify,

@@ -1,4 +1,4 @@
-"""`gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
+"""`gammatune prices`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
 
 A price is what a round takes with sampling, host reads and cache crops, not what a bare forward takes. Every block length is
 asked for once per pass and context, in shuffled order, so a machine that slows down slows all of them.
@@ -23,7 +23,7 @@ from gammatune.errors import UserError
 from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
-from gammatune.replay.prices import SCHEMA, CostCurve, curve_to_json
+from gammatune.replay.prices import SCHEMA, PriceList, prices_to_json
 from gammatune.runs.files import content_hash, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import Session, open_session
@@ -61,14 +61,14 @@ class Plan:
         longest = context - self.room
         if longest < 2:
             raise UserError(
-                f"--gamma-max {self.gamma_max} needs up to {self.room} tokens behind a prompt, but the pair addresses "
+                f"--gamma-max {self.gamma_max} needs up to {self.room} tokens after a prompt, but the pair addresses "
                 f"{context}: choose a smaller one."
             )
         return replace(self, contexts=tuple(sorted({min(length, longest) for length in self.contexts})))
 
 
-class CostRun:
-    """The cost verb: load a pair, probe it, fit the prices, write them."""
+class PriceRun:
+    """The command `prices`: load a pair, probe it, fit the prices, write them."""
 
     def __init__(self, config: RunConfig, plan: Plan):
         # Without an end of sequence no block is cut short, and every block length is met as often as planned
@@ -94,7 +94,7 @@ class CostRun:
         """A drafter without signals has no watched price of its own: what it does is the same."""
         return (Probe, WatchingProbe) if self.session.engine.drafter.signals else (Probe, Probe)
 
-    def run(self) -> CostCurve:
+    def run(self) -> PriceList:
         samples = Samples()
         self.warm_up()
         jobs = [(context, policy) for context in self.plan.contexts for policy in self.probes]
@@ -116,7 +116,7 @@ class CostRun:
         return order.sample(range(self.plan.gamma_max + 1), self.plan.gamma_max + 1)
 
     def measure_pass(self, context: int, probe: Probe, samples: Samples) -> None:
-        """One round of every block length behind a prompt of `context` tokens, and a prefill without the draft."""
+        """One round of every block length after a prompt of `context` tokens, and a prefill without the draft."""
         prompt = self.text[:context]
         for models, policy in (("target", Autoregressive()), ("both", probe)):
             turn = start_turn(self.engine, prompt, PolicySession(policy), self.decode, self.seed)
@@ -144,7 +144,7 @@ class CostRun:
 
 
 def repeat_text(tokenizer, questions: list, length: int) -> list[int]:
-    """Token ids of the questions behind one another, over again until there are `length`."""
+    """Token ids of the questions one after another, repeated until there are `length`."""
     ids = tokenizer.encode(" ".join(chain.from_iterable(question.turns for question in questions)))
     return (ids * (length // len(ids) + 1))[:length]
 
@@ -167,7 +167,7 @@ def measure_round(turn: Turn) -> dict:
     return {"fed": fed, "wall_ms": (time.perf_counter() - started) * 1e3}
 
 
-def show_prices(curve: CostCurve) -> str:
+def show_prices(curve: PriceList) -> str:
     """A small table in ms: T_draft, T_target(k), what a round adds, and c = T_target(1) / T_draft, by context."""
     contexts = np.array(curve.facts["contexts"])
     blocks = [k for k in SHOWN_BLOCKS if k <= len(curve.verify)]
@@ -187,12 +187,12 @@ def show_prices(curve: CostCurve) -> str:
 def prepare_place(path: Path) -> None:
     """Make sure that the file can be written, before minutes of measuring. Raises UserError and OSError."""
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file with --out, such as {path / 'cost.json'}.")
+        raise UserError(f"{path} is a folder: name a file with --out, such as {path / 'prices.json'}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent):
         pass
 
 
-def write_cost(curve: CostCurve, path: Path) -> None:
+def write_prices(curve: PriceList, path: Path) -> None:
     """Atomically."""
-    write_json(path, curve_to_json(curve))
+    write_json(path, prices_to_json(curve))

@@ -9,7 +9,7 @@ import pandas as pd
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
-from gammatune.replay.prices import CostCurve, read_cost
+from gammatune.replay.prices import PriceList, read_prices
 from gammatune.replay.simulate import replay
 from gammatune.replay.speeds import Bench, build_bench, measure_speeds
 from gammatune.replay.table import AcceptanceTable, read_table
@@ -34,7 +34,7 @@ class Study:
     #: of the table: pair and what else was recorded, counts of questions, turns and tokens, agreement (share of matches)
     facts: dict
     #: the prices
-    curve: CostCurve
+    curve: PriceList
     #: of every policy from every start
     speeds: Speeds
     #: the ratios of `speeds` with intervals, per task, policy and metric
@@ -51,7 +51,7 @@ def read_study(folder: Path) -> Study:
     """Replay every policy over a folder's table at its prices. Raises UserError for missing or damaged files, and for a
     table that was imported from a log, which cannot be replayed for all of them.
     """
-    table, curve = read_table(folder / TABLE_FILE), read_cost(folder / PRICES_FILE)
+    table, curve = read_table(folder / TABLE_FILE), read_prices(folder / PRICES_FILE)
     if not (table.watched and table.complete):
         raise UserError(
             f"{folder / TABLE_FILE} lacks draft signals or matches, as imported logs do: store its bounds with `python -m "

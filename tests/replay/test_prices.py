@@ -13,18 +13,18 @@ from gammatune.errors import UserError
 from gammatune.replay.prices import (
     FREE,
     PARTS,
-    CostCurve,
     Drafting,
     Price,
-    curve_to_json,
+    PriceList,
     from_ratio,
     price,
-    read_cost,
+    prices_to_json,
+    read_prices,
 )
 from gammatune.replay.simulate import Replay, prepare
 from gammatune.replay.table import AcceptanceTable
 
-CURVE = CostCurve(
+CURVE = PriceList(
     blind=Drafting(step=Price(2.0, 0.1), start=Price(0.5), catch_up=Price(0.25)),
     watched=Drafting(step=Price(3.0, 0.1)),
     verify=[Price(10.0, 0.01), Price(11.0, 0.02), Price(13.0, 0.03), Price(16.0, 0.04)],
@@ -146,9 +146,9 @@ def test_the_ratio_is_infinite_where_drafting_takes_no_forwards():
 
 
 def test_a_file_gives_back_the_curve(tmp_path):
-    path = tmp_path / "cost.json"
-    path.write_text(json.dumps(curve_to_json(replace(CURVE, facts={"pair": "mine"}))))
-    assert read_cost(path) == replace(CURVE, facts={"pair": "mine"})
+    path = tmp_path / "prices.json"
+    path.write_text(json.dumps(prices_to_json(replace(CURVE, facts={"pair": "mine"}))))
+    assert read_prices(path) == replace(CURVE, facts={"pair": "mine"})
 
 
 def change_price(content, **values):
@@ -170,27 +170,27 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
-    content = curve_to_json(CURVE)
+    content = prices_to_json(CURVE)
     content = json.loads(json.dumps(content))
     DAMAGES[damage](content)
-    path = tmp_path / "cost.json"
+    path = tmp_path / "prices.json"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"cost\.json .*damaged.*gammatune cost"):
-        read_cost(path)
+    with pytest.raises(UserError, match=r"prices\.json .*damaged.*gammatune prices"):
+        read_prices(path)
 
 
 @pytest.mark.parametrize("text", ("", "{", "[]", "3", "null", "\x00\xff"))
 def test_what_is_no_json_object_is_refused(tmp_path, text):
-    path = tmp_path / "cost.json"
+    path = tmp_path / "prices.json"
     path.write_text(text)
     with pytest.raises(UserError, match="damaged"):
-        read_cost(path)
+        read_prices(path)
 
 
 def test_a_missing_and_a_newer_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match="No such file.*gammatune cost"):
-        read_cost(tmp_path / "none.json")
+    with pytest.raises(UserError, match="No such file.*gammatune prices"):
+        read_prices(tmp_path / "none.json")
     path = tmp_path / "new.json"
-    path.write_text(json.dumps(curve_to_json(CURVE) | {"schema": 2}))
+    path.write_text(json.dumps(prices_to_json(CURVE) | {"schema": 2}))
     with pytest.raises(UserError, match="newer gammatune"):
-        read_cost(path)
+        read_prices(path)

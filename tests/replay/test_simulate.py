@@ -14,7 +14,7 @@ from gammatune.errors import UserError
 from gammatune.policies import Policy
 from gammatune.policies.base import settings_of
 from gammatune.policies.fixed import Fixed
-from gammatune.replay.prices import CostCurve, Drafting, Price, from_ratio, price
+from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, price
 from gammatune.replay.simulate import fill_unknown, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
@@ -209,10 +209,10 @@ def test_the_oracle_leaves_the_last_token_to_the_target():
     assert rounds_of(make_turn("111", finish="eos", budget=30), make_policy("oracle")) == [(10, 2, 2, 2, 3, 2, "length")]
 
 
-def affine(base: float, per_token: float, draft: float) -> CostCurve:
+def affine(base: float, per_token: float, draft: float) -> PriceList:
     """T_target(k) = base + per_token * k; longer blocks than these go on along the line."""
     step = Drafting(Price(draft))
-    return CostCurve(step, step, [Price(base + per_token * k) for k in range(1, 4)])
+    return PriceList(step, step, [Price(base + per_token * k) for k in range(1, 4)])
 
 
 @st.composite
@@ -222,7 +222,7 @@ def affine_costs(draw):
     return affine(base, draw(st.floats(0, 3)), base * draw(st.floats(0.01, 0.99)))
 
 
-def cheapest(turn, curve: CostCurve) -> float:
+def cheapest(turn, curve: PriceList) -> float:
     """The least that any choice of draft lengths can cost, told everything: from every position, every length."""
     step, matches = curve.blind.step.base, turn.starts.matches
     rest = [0.0] * (turn.tokens + 1)

@@ -8,12 +8,12 @@ from replay.made_tables import draw_table, make_turn
 from shipped import POLICIES, make_policy
 
 from gammatune.errors import UserError
-from gammatune.replay.prices import CostCurve, Drafting, Price, from_ratio
+from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.speeds import FEW, build_bench, measure_speeds, split_questions
 from gammatune.replay.table import AcceptanceTable
 
-CURVE = CostCurve(
+CURVE = PriceList(
     blind=Drafting(step=Price(2.0, 0.01), start=Price(0.5), catch_up=Price(0.25)),
     watched=Drafting(step=Price(3.0, 0.01), start=Price(0.75), catch_up=Price(0.5)),
     verify=[Price(10.0 + k, 0.01 * k) for k in range(1, 70)],
@@ -23,7 +23,7 @@ CURVE = CostCurve(
 )
 
 
-def spell_out(table: AcceptanceTable, policy, curve: CostCurve) -> dict[int, float]:
+def spell_out(table: AcceptanceTable, policy, curve: PriceList) -> dict[int, float]:
     """question id -> tokens per second, round by round as a person would add them up."""
     drafting, spent, made = curve.drafting(policy.watches_draft), {}, {}
     logs = replay(prepare(table), policy, keep_rounds=True).logs

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from gammatune.policies import POLICIES
-from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json
+from gammatune.replay.prices import Drafting, Price, PriceList, prices_to_json
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
 from gammatune.studies.bounds import derive_bounds, store_bounds
@@ -67,8 +67,8 @@ def draw_study_table(questions: int = 6, seed: int = 11) -> AcceptanceTable:
     return AcceptanceTable(turns, {"pair": "made", "gamma_max": GAMMA_MAX})
 
 
-def make_curve() -> CostCurve:
-    return CostCurve(
+def make_curve() -> PriceList:
+    return PriceList(
         blind=Drafting(step=Price(2.0, 0.001), start=Price(0.5), catch_up=Price(0.25)),
         watched=Drafting(step=Price(2.2, 0.001), start=Price(0.5), catch_up=Price(0.25)),
         verify=[Price(20.0 + k, 0.004) for k in range(25)],
@@ -83,7 +83,7 @@ def store_study(folder: Path, table: AcceptanceTable | None = None) -> Path:
     """Write the table and its prices; returns the folder."""
     folder.mkdir(parents=True)
     write_table(table or draw_study_table(), folder / TABLE_FILE)
-    (folder / PRICES_FILE).write_text(json.dumps(curve_to_json(make_curve())))
+    (folder / PRICES_FILE).write_text(json.dumps(prices_to_json(make_curve())))
     return folder
 
 

@@ -10,10 +10,10 @@ import pytest
 from gammatune.commands import prices
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
-from gammatune.replay.prices import FREE, PARTS, Price, read_cost
+from gammatune.replay.prices import FREE, PARTS, Price, read_prices
 from gammatune.studies import measure_prices as cost_run
 from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
-from gammatune.studies.measure_prices import CostRun, Plan, Probe, WatchingProbe, prepare_place, show_prices, write_cost
+from gammatune.studies.measure_prices import Plan, PriceRun, Probe, WatchingProbe, prepare_place, show_prices, write_prices
 from gammatune.tasks.questions import Question
 
 PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
@@ -21,7 +21,7 @@ PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
 
 @pytest.fixture(scope="module")
 def tiny(make_config):
-    return CostRun(make_config("model_pair=tiny-random"), PLAN)
+    return PriceRun(make_config("model_pair=tiny-random"), PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +119,12 @@ def test_a_measured_curve_prices_every_block(curve):
 def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
     path = tmp_path / "new" / "prices.json"
     prepare_place(path)
-    write_cost(curve, path)
+    write_prices(curve, path)
     stored = json.loads(path.read_text())
     assert stored["schema"] == 1 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
     assert stored["runtime"]["name"] in ("eager", "compiled") and stored["provenance"]["packages"]["torch"]
     assert set(stored["prices"]) == set(PARTS)
-    assert read_cost(path).verify == curve.verify
+    assert read_prices(path).verify == curve.verify
     assert [file.name for file in path.parent.iterdir()] == ["prices.json"]
 
 
@@ -136,7 +136,7 @@ def test_the_table_names_what_the_curve_holds(curve):
 
 def test_the_default_file_follows_the_settings_and_not_the_moment(make_config, tmp_path):
     paths = {
-        CostRun(make_config("model_pair=tiny-random", *more), PLAN).default_path(tmp_path)
+        PriceRun(make_config("model_pair=tiny-random", *more), PLAN).default_path(tmp_path)
         for more in ((), (), ("decode=sample",))
     }
     assert len(paths) == 2
@@ -172,14 +172,14 @@ def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
     assert options.command(options) == 0
     printed = capsys.readouterr().out
     assert "T_draft" in printed and printed.splitlines()[-1] == str(out)
-    assert len(read_cost(out).verify) == 4
+    assert len(read_prices(out).verify) == 4
 
 
 @pytest.fixture(scope="module")
 def with_lookup(make_config):
     config = make_config("model_pair=tiny-random")
     config.drafter = Lookup()
-    return CostRun(config, Plan(contexts=(16,), gamma_max=4, repeats=1))
+    return PriceRun(config, Plan(contexts=(16,), gamma_max=4, repeats=1))
 
 
 def test_a_drafter_that_is_no_model_has_prices_of_verification_for_every_length(with_lookup, tmp_path):
@@ -189,8 +189,8 @@ def test_a_drafter_that_is_no_model_has_prices_of_verification_for_every_length(
     assert curve.blind.step == curve.watched.step == curve.blind.catch_up == FREE
     assert curve.facts["drafter"] == Lookup().identity and curve.facts["forwards_per_token"] == 0
     path = tmp_path / "prices.json"
-    write_cost(curve, path)
-    assert read_cost(path).verify == curve.verify
+    write_prices(curve, path)
+    assert read_prices(path).verify == curve.verify
 
 
 def test_its_rounds_have_every_length(with_lookup):
