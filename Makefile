@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test paper-tables figures notebooks bench lint clean
+.PHONY: help demo test test-all paper-tables figures notebooks bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -20,8 +20,14 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: $(BIN)/.installed ## install, fetch the embedded pair, run the main job, print its table and pictures
 	$(BIN)/python run.py experiment=demo
 
-test: $(BIN)/.installed ## install and run every test
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90
+# A file's tests stay in one process, so that what they share is made once
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test: $(BIN)/.installed ## install and run the tests, but for the slow ones and those of the real pair
+	$(PYTEST) -m "not slow and not embedded"
+
+test-all: $(BIN)/.installed ## the slow ones too (compilers, wheels, the real pair), with coverage
+	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
 
 paper-tables: $(BIN)/.installed ## rebuild results/tables and results/figures from stored runs, without torch
 	$(BIN)/python -m gammatune paper-tables

@@ -19,7 +19,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from gammatune.compose import compose_config
-from gammatune.config import DTYPES, RUNTIMES, DecodeConfig, RunConfig, one_of
+from gammatune.config import DTYPES, FORMS, DecodeConfig, RunConfig, one_of
 from gammatune.decoding.exactness import Comparison, compare_answers
 from gammatune.decoding.loop import Generation, build_engine, generate_speculative
 from gammatune.errors import UserError, exit_code_of
@@ -73,7 +73,7 @@ class Decoder:
 
 def build_decoders(pair: Pair) -> dict[str, Decoder]:
     """By name; without "compiled" where the pair has no such form here."""
-    built = [Decoder(pair, name) for name in RUNTIMES]
+    built = [Decoder(pair, name) for name in FORMS]
     return {decoder.name: decoder for decoder in built}
 
 

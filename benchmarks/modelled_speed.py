@@ -1,7 +1,7 @@
 """Do priced replays agree with the clock? python benchmarks/modelled_speed.py --run RUN_DIR --prices FILE
 
 Every arm of a finished greedy run (`python run.py ...`) is replayed from the run's own acceptance table and priced
-(`python -m gammatune prices ...`, same settings, quiet machine); its modelled tokens per second stand beside the measured
+(`gammatune prices ...`, same settings, quiet machine); its modelled tokens per second stand beside the measured
 ones, both as sums over all questions. A policy's own time is no part of a price: its share of the measured time has a
 column. The last line is one JSON object.
 """

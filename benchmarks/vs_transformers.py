@@ -31,7 +31,7 @@ from harness import (
 )
 from transformers import GenerationConfig
 
-from gammatune.config import RUNTIMES, RunConfig
+from gammatune.config import FORMS, RunConfig
 from gammatune.models.pair import Pair
 from gammatune.policies import POLICIES
 
@@ -142,16 +142,16 @@ def summarise(speeds: Speeds) -> dict:
 
     reduced_vocabulary: the same ratios with a draft that transformers cannot use; empty where the pair has none.
     """
-    dtype = speeds.fastest("autoregressive", RUNTIMES)[2]
+    dtype = speeds.fastest("autoregressive", FORMS)[2]
     result = {"dtype": dtype, "runtime": {}, "over_best_dtype": {}, "reduced_vocabulary": {}}
     for kind in GAMMAS:
-        ours, theirs = speeds.fastest(kind, RUNTIMES, dtype), speeds.fastest(kind, THEIRS, dtype)
+        ours, theirs = speeds.fastest(kind, FORMS, dtype), speeds.fastest(kind, THEIRS, dtype)
         found = median_interval(speeds.ratios(ours, theirs))
         result |= {f"{kind}_ratio": found["median"], f"{kind}_ratio_interval": [found["low"], found["high"]]}
         result["runtime"][kind] = ours[1]
-        best = speeds.ratios(speeds.fastest(kind, RUNTIMES), speeds.fastest(kind, THEIRS))
+        best = speeds.ratios(speeds.fastest(kind, FORMS), speeds.fastest(kind, THEIRS))
         result["over_best_dtype"][kind] = float(best.median())
-        reduced = tuple(name + REDUCED for name in RUNTIMES)
+        reduced = tuple(name + REDUCED for name in FORMS)
         if any(key[0] == kind and key[1] in reduced for key in speeds.frame):
             ours = speeds.fastest(kind, reduced, dtype)
             result["reduced_vocabulary"][kind] = float(speeds.ratios(ours, theirs).median())

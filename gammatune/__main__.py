@@ -1,4 +1,4 @@
-"""`python -m gammatune COMMAND`; see gammatune.cli."""
+"""`python -m gammatune COMMAND`, the same as `gammatune COMMAND`; see gammatune.cli."""
 
 import sys
 

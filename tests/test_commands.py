@@ -18,7 +18,7 @@ from gammatune.studies.headline import METRICS, replay_all
 
 @pytest.fixture
 def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `python -m gammatune`, in this process."""
+    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
 
     def main(*words):
         GlobalHydra.instance().clear()

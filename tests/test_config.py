@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from other_settings import ONLY_ONE, OTHER_SETTINGS, RULES, other_values
 
@@ -261,6 +262,12 @@ def test_run_tells_a_slip_before_it_does_anything(call_run, monkeypatch, argumen
     assert ended.err.startswith(f"gammatune: {REFUSED[arguments]}")
     assert ended.err.count("\n") == 1
     assert not any(Path.cwd().iterdir())
+
+
+def test_a_config_that_is_missing_is_no_choice_of_a_group():
+    with pytest.raises(MissingConfigException) as error:
+        compose_config([], name="absent")
+    assert explain(error.value) == f"absent is missing from {CONFIGS}: install gammatune again."
 
 
 def test_a_slip_is_refused_before_torch_is_imported():

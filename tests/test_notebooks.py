@@ -83,5 +83,5 @@ def test_paper_tables_shows_claim_tables_and_bounds(execute, tmp_path):
 
 
 def test_without_a_study_a_notebook_says_how_to_make_one(execute):
-    with pytest.raises(Exception, match="There is no acceptance table at .*python -m gammatune record"):
+    with pytest.raises(Exception, match="There is no acceptance table at .*gammatune record"):
         execute("02_policies.ipynb")

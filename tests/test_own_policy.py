@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,31 +22,8 @@ from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "results" / "reference" / "smollm2-draft-135m-demo-2828959329"
-HALVING = '''\
-"""Half the last accepted length, at least one."""
-
-from dataclasses import dataclass
-from typing import ClassVar
-
-from gammatune.policies import Policy
-
-
-@dataclass
-class Halving(Policy):
-    adapts_gamma: ClassVar[bool] = True
-    state_fields: ClassVar[tuple[str, ...]] = ("gamma_now",)
-
-    gamma: int = 8
-
-    def reset(self):
-        self.gamma_now = self.gamma
-
-    def plan(self):
-        return self.gamma_now
-
-    def observe(self, finished):
-        self.gamma_now = max(1, (finished.accepted + 1) // 2)
-'''
+#: The example of docs/policies.md
+HALVING = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL)[1]
 OTHERS = {
     "others.py": """
         from dataclasses import dataclass, field
@@ -94,7 +72,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_file_in_the_current_folder_is_a_policy_of_a_run(folder, small):
-    """In a process of its own, as the README tells it."""
+    """In a process of its own, as the docs tell it."""
     command = [sys.executable, ROOT / "run.py", "policy=[fixed,my_module.Halving]", "policy.my_module.Halving.gamma=6"]
     done = subprocess.run([*command, *small, "results=r"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -112,7 +90,7 @@ def test_its_replay_is_checked_where_its_class_is_known(folder, call_run, small)
     assert "1 drafting arms are identical to their replay" in check_replay(run).sentence()
     POLICIES.dotted.clear()  # as in another process, which has not been told of it
     found = check_replay(read_run(run.path))
-    assert found.rounds == 0 and "their policy is not installed here: Halving-8." in found.sentence()
+    assert found.rounds == 0 and "Not checked: Halving-8 (policy Halving is not known here" in found.sentence()
 
 
 def test_a_sweep_of_runs_takes_it(folder, call_run, small):

@@ -36,9 +36,7 @@ def find_prices(options: argparse.Namespace, table: Path) -> CostCurve:
         return from_ratio(options.cost_ratio)
     beside = table.with_name(PRICES_FILE)
     if options.prices is None and not beside.exists():
-        raise UserError(
-            "No prices: give --prices FILE (made by `python -m gammatune prices`) or --cost-ratio C (T_target / T_draft)."
-        )
+        raise UserError("No prices: give --prices FILE (made by `gammatune prices`) or --cost-ratio C (T_target / T_draft).")
     return read_cost(options.prices or beside)
 
 

@@ -42,7 +42,7 @@ class ChainVerifier:
         drafted = proposal.tokens  # [k]
         feed = torch.cat([self.device.upload(text[self.target.length :]), drafted])
         logits = self.target.forward(feed, keep=len(drafted) + 1)  # [k + 1, V]
-        p = sampler.distribution(logits)
+        p = sampler.distribution(logits, text, [drafted])
         accepted, following = accept_greedy(p, drafted) if sampler.greedy else accept_sampled(p, proposal, sampler)
         # everything that the host must know crosses in one read
         *tokens, accepted, following = self.device.read(torch.cat([drafted, accepted, following]))

@@ -20,6 +20,7 @@ from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.session import PolicySession
 from gammatune.records import Block, Proposal, Round, Verdict
 from gammatune.runtimes.base import Model, build_models
+from gammatune.runtimes.choose import choose_runtime
 from gammatune.runtimes.device import Device
 from gammatune.traces import Trace
 
@@ -34,6 +35,7 @@ class Engine:
     device: Device
     runtime: str  # what really runs: "eager" or "compiled"
     ends: frozenset[int]  # ids that end an answer
+    choice: str = ""  # why this runtime and so many threads, where they were measured (runtime=auto)
 
     def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> Trace:
         """What the drafter would propose at each position of the target's own greedy answer; see `Drafter.trace`."""
@@ -46,12 +48,16 @@ class Engine:
         return replace(self, drafter=drafter)
 
 
-def build_engine(pair: Pair, runtime: str = "eager", drafter: Drafter | None = None) -> Engine:
-    """A pair's models in a runtime, with a drafter (None: the pair's draft model)."""
-    drafter, models, device = drafter or DraftModel(), build_models(pair, runtime), Device(pair.device)
-    ends = frozenset(pair.eos_ids)
+def build_engine(pair: Pair, runtime: str = "eager", drafter: Drafter | None = None, threads: int | None = None) -> Engine:
+    """A pair's models in a runtime, with a drafter (None: the pair's draft model).
+
+    runtime: "eager", "compiled" or "auto", which measures. threads: for "auto" on a CPU, None to measure them too.
+    """
+    choice = choose_runtime(pair, threads) if runtime == "auto" else None
+    models = choice.models if choice else build_models(pair, runtime)
+    drafter, device, ends = drafter or DraftModel(), Device(pair.device), frozenset(pair.eos_ids)
     drafter.attach(Workplace(device, pair.vocab_size, ends, models.draft, pair.draft_ids))
-    return Engine(pair, models.target, drafter, device, models.runtime, ends)
+    return Engine(pair, models.target, drafter, device, models.runtime, ends, choice.reason if choice else "")
 
 
 @dataclass

@@ -4,6 +4,8 @@ Greedy decoding is sampling from one-hot distributions: one path serves both. On
 differs: a row of probabilities, or where it is one-hot the place of its one.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from gammatune.config import DecodeConfig
@@ -20,8 +22,12 @@ class Sampler:
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)
 
-    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits [n, V] to the probabilities [n, V] that tokens are drawn from."""
+    def distribution(self, logits: torch.Tensor, text: Sequence[int] = (), drafted: Sequence[torch.Tensor] = ()):
+        """Logits [n, V] to the probabilities [n, V] that tokens are drawn from.
+
+        text: committed tokens. drafted: the ids drafted after them, in pieces [k] each. The last row follows all of these,
+        the row before it all but the last, and so on. Only a sampler whose rules depend on earlier tokens reads them.
+        """
         logits = logits / self.config.temperature
         if 0 < self.config.top_k < logits.shape[-1]:
             logits = keep_top_k(logits, self.config.top_k)
@@ -53,7 +59,7 @@ class GreedySampler:
 
     greedy = True
 
-    def distribution(self, logits: torch.Tensor) -> torch.Tensor:
+    def distribution(self, logits: torch.Tensor, text: Sequence[int] = (), drafted: Sequence[torch.Tensor] = ()):
         """Logits [n, V] to the place [n] of the largest in each row."""
         return find_best(logits)
 
@@ -62,6 +68,40 @@ class GreedySampler:
 
     def spread(self, block: list[torch.Tensor], ids: torch.Tensor | None, vocab_size: int) -> torch.Tensor | None:
         """Nothing: a drafted token is all of the distribution that it was drawn from."""
+
+
+class ProcessedSampler:
+    """Sampling or greedy, after logits processors of transformers, which see the tokens that a row follows.
+
+    Draws from torch's global generator, as transformers does. ids [1, n]: the committed tokens, with as many before them as
+    are `hidden` from the models (padding). logits, scores [k, V]: the rows last seen, before and after.
+    """
+
+    generator = None
+
+    def __init__(self, processors: Callable, sample: bool, input_ids: torch.Tensor, hidden: int):
+        self.plain = Sampler(DecodeConfig(temperature=1.0), input_ids.device) if sample else GreedySampler()
+        self.plain.generator = None
+        self.greedy, self.draw, self.spread = self.plain.greedy, self.plain.draw, self.plain.spread
+        self.processors, self.ids, self.hidden = processors, input_ids, hidden
+
+    def distribution(self, logits: torch.Tensor, text: Sequence[int], drafted: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As of the other samplers."""
+        self.logits = self.scores = logits
+        if self.processors:
+            ids = torch.cat([self.read(text), *(piece[None].to(self.ids) for piece in drafted)], dim=1)
+            first = ids.shape[1] - len(logits) + 1  # tokens that the first row follows
+            # rows of one call must follow equally many tokens, so one at a time; a copy, since processors write in place
+            copies = logits.to(ids.device, copy=True).split(1)
+            processed = [self.processors(ids[:, : first + place], row) for place, row in enumerate(copies)]
+            self.scores = torch.cat(processed).to(logits.device)
+        return self.plain.distribution(self.scores)
+
+    def read(self, text: Sequence[int]) -> torch.Tensor:
+        """ids, with what was committed since the last call."""
+        new = text[self.ids.shape[1] - self.hidden :]
+        self.ids = torch.cat([self.ids, self.ids.new_tensor([new])], dim=1) if new else self.ids
+        return self.ids
 
 
 def make_sampler(config: DecodeConfig, device: torch.device, seed: int = 0) -> Sampler | GreedySampler:

@@ -41,7 +41,7 @@ class DraftModel(Drafter):
         feed, tokens, rows, drafting = self.device.upload(text[self.model.length :]), [], [], True
         while drafting:
             logits = self.model.forward(feed, keep=1)  # [1, N]
-            q = self.sampler.distribution(logits)
+            q = self.sampler.distribution(logits, text, tokens)
             row = self.sampler.draw(q)  # [1]
             feed = name_tokens(row, self.ids)
             tokens.append(feed)

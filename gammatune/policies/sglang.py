@@ -32,7 +32,7 @@ class SGLangWalk(Policy):
 
     name: ClassVar[str] = "sglang_walk"
     title: ClassVar[str] = "SGLang walk"
-    colour: ClassVar[str] = "#77d8d8"
+    colour: ClassVar[str] = "#137f7f"
     adapts_gamma: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("gamma_now", "mean", "rounds_seen")
 

@@ -1,6 +1,6 @@
 """What rounds cost: a price list, measured or assumed, and a replay's rounds priced with it. No torch here.
 
-A measured list (`python -m gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
+A measured list (`gammatune cost`) is in milliseconds of one pair, device and runtime. The list of an assumed cost
 ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
 """
 
@@ -16,7 +16,7 @@ from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 1
 LAST_BLOCKS = 8
-REMAKE = "measure it again with `python -m gammatune cost`"
+REMAKE = "measure it again with `gammatune cost`"
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,9 @@ class CostCurve:
         return tuple(extend(values, largest) for values in lines)
 
     def ratio(self, context: int = 0) -> float:
-        """c = T_target(1) / T_draft."""
-        return self.verify[0].at(context) / self.blind.step.at(context)
+        """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
+        with np.errstate(divide="ignore"):
+            return np.divide(self.verify[0].at(context), self.blind.step.at(context))
 
 
 def extend(values: np.ndarray, size: int) -> np.ndarray:

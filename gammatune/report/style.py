@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from gammatune.policies import POLICIES
 
 #: For policies that bring no colour of their own; none of these is near a shipped policy's
-OTHERS = ("#cc33cc", "#cc336c", "#33cc6c", "#137f7f", "#6b4935", "#cc3333", "#91b27c", "#33a5cc")
+OTHERS = ("#cc33cc", "#cc336c", "#33cc6c", "#77d8d8", "#6b4935", "#cc3333", "#91b27c", "#33a5cc")
 MARKER = "D"
 INK = "#22262b"
 

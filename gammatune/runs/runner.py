@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gammatune.compose import plan_arms
+from gammatune.compose import Arm, plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.errors import UserError
@@ -71,6 +71,8 @@ class Runner:
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
             self.write_header()
             unfinished = [arm for arm in progress if self.missing(arm)]
+            if unfinished and self.session.engine.choice:
+                print(f"gammatune: runtime=auto takes {self.session.engine.choice}.", file=sys.stderr)
             if unfinished:
                 for arm in unfinished:
                     arm.cell.reopen()
@@ -124,6 +126,7 @@ class Runner:
                 "run": content_hash([c.content for c in self.folder.cells]),
                 "name": self.folder.path.name,
                 **shared,
+                "runtime_choice": self.session.engine.choice,
                 "arms": arms,
             },
         )
@@ -136,11 +139,9 @@ class Runner:
         )
 
     def warm_up(self) -> None:
-        """Every block length that an arm can meet: its own where it learns nothing, any up to DEPTH where it does."""
-        policies = [cell.arm.policy for cell in self.folder.cells]
-        learning = any(policy.watches_draft or type(policy).observe is not Policy.observe for policy in policies)
-        lengths = {cell.arm.gamma or 0 for cell in self.folder.cells} | set(range(DEPTH + 1) if learning else ())
-        self.session.warm_up(sorted(lengths), any(policy.watches_draft for policy in policies))
+        """Every block length that the arms can meet, as far as that can be known."""
+        arms = [cell.arm for cell in self.folder.cells]
+        self.session.warm_up(max(map(longest_block, arms)), any(arm.policy.watches_draft for arm in arms))
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""
@@ -157,8 +158,12 @@ class Runner:
     def start_repetition(self, progress: list[Progress], repetition: int) -> None:
         """Each pass starts with fresh policies, unless it goes on where an interrupted one stopped."""
         for arm in progress:
-            if not any(done == repetition for done, _ in arm.complete):
+            if arm.failure or any(done == repetition for done, _ in arm.complete):
+                continue
+            try:
                 arm.session.restart()
+            except PolicyError as error:
+                arm.failure = str(error)
 
     def answer(self, progress: Progress, question: Question, repetition: int, bar: tqdm) -> None:
         """Answer one question with one arm and log it; an error ends that arm only."""
@@ -209,6 +214,14 @@ class Runner:
             return
         answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
         record_logged(self.session, Recording(self.folder.path, self.session.table_facts(DEPTH)), answers)
+
+
+def longest_block(arm: Arm) -> int:
+    """Its gamma; at least DEPTH for a policy that learns, and for one whose plan is no setting."""
+    gamma, learns = arm.gamma, type(arm.policy).observe is not Policy.observe
+    if not arm.policy.drafts:
+        return 0
+    return max(gamma or 0, DEPTH if learns or gamma is None else 0)
 
 
 def log_turn(question: Question, index: int, prompt_tokens: int, made: Generation, repetition: int) -> TurnLog:

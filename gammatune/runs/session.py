@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from gammatune.config import DecodeConfig, RunConfig
-from gammatune.decoding.loop import Engine, build_engine, generate_speculative
+from gammatune.decoding.loop import Engine, build_engine, prefill, run_round, start_turn
 from gammatune.drafters.base import Drafter
+from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies.probe import Probe, WatchingProbe
@@ -15,7 +16,7 @@ from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import Question, QuestionSet, load_questions
 
-DEPTH = 24  # draft steps that tables record, and the longest block that is warmed up
+DEPTH = 24  # draft steps that tables record, and the longest block of an adaptive policy that is warmed up
 
 
 @dataclass
@@ -67,8 +68,11 @@ class Session:
         traced |= {"forwards_per_token": int(self.engine.drafter.needs_draft_model)}
         return {**self.describe_work(), **self.describe_place(), **traced}
 
-    def warm_up(self, gammas: list[int], watched: bool) -> None:
-        """Run each of these block lengths once, unlogged: first calls pay for allocations and kernel choices."""
+    def warm_up(self, longest: int, watched: bool) -> None:
+        """Run every block length up to `longest` once, unlogged: first calls pay for allocations and kernel choices.
+
+        Shorter blocks than a policy plans occur in every run: the budget and the end of the sequence cut them.
+        """
         target, draft = self.engine.target, self.engine.drafter.workplace.model
         if target.records_graphs:
             context = min(self.longest_text(), self.pair.context)
@@ -77,13 +81,17 @@ class Session:
                 draft.warm((1, 2), keep=1, context=context)
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
-        gammas = [gamma for gamma in gammas if gamma + 1 < self.pair.context // 2]
-        probe = WatchingProbe if watched and self.engine.drafter.signals else Probe
-        endless = replace(self.engine, ends=frozenset())
-        for gamma in gammas:
-            # two rounds of each: the second feeds the draft what the first left, one token or two
-            session = PolicySession(probe(gammas=[gamma] * (gamma + 2)))
-            generate_speculative(endless, prompt, session, DecodeConfig(max_new_tokens=gamma + 2))
+        engine = replace(self.engine, ends=frozenset())
+        if not engine.drafter.needs_draft_model:
+            # a drafter that is no model proposes when it pleases; a known text has a block of every length
+            engine = engine.with_drafter(KnownText(answer=prompt * (longest + 1)))
+        probe = WatchingProbe if watched and engine.drafter.signals else Probe
+        for gamma in range(min(longest, self.pair.context // 2 - 2) + 1):
+            # three tokens are prefilled as two, which is what a draft is fed after a full acceptance
+            asked = prompt[-3:] if gamma else prompt
+            turn = start_turn(engine, asked, PolicySession(probe(gammas=[gamma])), DecodeConfig(max_new_tokens=gamma + 1))
+            prefill(turn)
+            run_round(turn)
 
     def longest_text(self) -> int:
         """Tokens of the longest question with all its answers."""
@@ -102,4 +110,4 @@ def open_session(config: RunConfig, endless: bool = False) -> Session:
     pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype, with_draft=needs)
     if endless:
         pair = replace(pair, eos_ids=())
-    return Session(config, questions, build_engine(pair, config.runtime.name, drafter))
+    return Session(config, questions, build_engine(pair, config.runtime.name, drafter, config.runtime.threads))

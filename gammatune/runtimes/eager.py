@@ -1,30 +1,39 @@
 """A model as transformers runs it, over a cache that grows."""
 
 import torch
-from transformers import DynamicCache
+import transformers
+from packaging.version import Version
+from transformers import Cache, DynamicCache
+
+#: what forward, generate and its output call the cache; renamed in transformers 5.24
+CACHE = "cache" if Version(transformers.__version__).release >= (5, 24) else "past_key_values"
 
 
 class EagerModel:
     """`Model` (gammatune.runtimes.base) by plain transformers forwards.
 
-    vocab_size: columns of the logits that are kept; a checkpoint may pad its LM head to a round number.
+    vocab_size: columns of the logits that are kept; a checkpoint may pad its LM head to a round number. cache: an empty one,
+    for a model that reads one text only; None makes a new one for each text.
     """
 
     takes_masks = True
     records_graphs = False
 
-    def __init__(self, model: torch.nn.Module, vocab_size: int):
+    def __init__(self, model: torch.nn.Module, vocab_size: int, cache: Cache | None = None):
         self.model = model
         self.vocab_size = vocab_size
+        self.only_cache = cache
         self.reset()
 
     def reset(self) -> None:
-        self.cache = DynamicCache(config=self.model.config)
+        self.cache = DynamicCache(config=self.model.config) if self.only_cache is None else self.only_cache
+        # layers with a window forget what a crop must give back, unless told to keep it
+        self.cache.activate_past_recording()
         self.length = 0
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, keep: int, positions=None, mask=None) -> torch.Tensor:
-        inputs = {"input_ids": tokens[None], "past_key_values": self.cache, "use_cache": True, "logits_to_keep": keep}
+        inputs = {"input_ids": tokens[None], CACHE: self.cache, "use_cache": True, "logits_to_keep": keep}
         if positions is not None:
             hidden = torch.zeros(mask.shape, dtype=self.model.dtype, device=mask.device)
             hidden.masked_fill_(~mask, torch.finfo(self.model.dtype).min)

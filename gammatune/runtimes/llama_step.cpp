@@ -15,6 +15,7 @@
 //
 // A pass is a chain of phases with a barrier between; in each, a thread takes its share of the panels, or of the heads.
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -149,6 +150,33 @@ void multiply_panel(const T* panel, const T* x, int64_t in, int64_t row, int64_t
             for (int t = 0; t < N; t++) put(row + r + i, first + t, sums[i][t]);
     }
 }
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// OpenMP's own barrier may spin for 16 ms (GNU). Where some other program wants a core too, the thread that is waited for
+// then gets none, at every barrier of every layer: a forward takes 50 times as long. Here a thread soon goes to sleep.
+class Barrier {
+    static constexpr int SPINS = 2000;  // about 0.1 ms
+    std::atomic<int> arrived{0}, phase{0};
+
+public:
+    void wait() {
+        int now = phase.load();
+        if (arrived.fetch_add(1) + 1 == omp_get_num_threads()) {
+            arrived.store(0);  // before the phase, after which the others may arrive again
+            phase.fetch_add(1);
+            phase.notify_all();
+            return;
+        }
+        for (int i = 0; i < SPINS; i++, pause())
+            if (phase.load() != now) return;
+        phase.wait(now);
+    }
+};
 
 struct Range { int64_t first, end; };
 
@@ -293,13 +321,14 @@ struct Pass {
     const Buffers& buffers;
     int64_t n, start;
     bool tiles;
+    Barrier& barrier;
     T *normed, *attended = (T*)buffers.attended, *swiglu_out = (T*)buffers.swiglu;
     uint32_t* packed;
     float* scores;
     int64_t qkv_width = (m.heads + 2 * m.kv_heads) * m.head_size;
 
-    Pass(const Model& model, const Buffers& work, int64_t count, int64_t from, bool use_tiles)
-        : m(model), buffers(work), n(count), start(from), tiles(use_tiles) {
+    Pass(const Model& model, const Buffers& work, int64_t count, int64_t from, bool use_tiles, Barrier& shared)
+        : m(model), buffers(work), n(count), start(from), tiles(use_tiles), barrier(shared) {
         int64_t thread = omp_get_thread_num();
         normed = (T*)work.normed + thread * n * m.hidden;
         packed = (uint32_t*)work.packed + thread * work.packed_words;
@@ -473,23 +502,24 @@ struct Pass {
 
     void run(const int64_t* tokens, int64_t keep, float* logits) {
         embed(tokens);
-#pragma omp barrier
+        barrier.wait();
         for (int64_t i = 0; i < m.layer_count; i++) {
             const Layer& layer = m.layers[i];
             qkv_projection(layer);
-#pragma omp barrier
+            barrier.wait();
             rope_and_cache(layer);
-#pragma omp barrier
+            barrier.wait();
             attention(layer);
-#pragma omp barrier
+            barrier.wait();
             project_and_add(layer.output, attended, m.heads * m.head_size);
-#pragma omp barrier
+            barrier.wait();
             swiglu(layer);
-#pragma omp barrier
+            barrier.wait();
             project_and_add(layer.down, swiglu_out, m.intermediate);
-#pragma omp barrier
+            barrier.wait();
         }
         lm_head(keep, logits);
+        barrier.wait();  // so that OpenMP's own, which follows, waits for nobody
     }
 };
 
@@ -500,10 +530,11 @@ bool forward(const Model& m, const Buffers& buffers, const int64_t* tokens, int6
         if (tokens[t] < 0 || tokens[t] >= m.embeddings) return false;
     static const bool permitted = HAS_TILES && sizeof(T) == 2 && permit_tiles();
     bool tiles = permitted && n >= TILES_FROM;
+    Barrier barrier;
 #pragma omp parallel num_threads(threads)
     {
         if (tiles) configure_tiles();
-        Pass<T>(m, buffers, n, start, tiles).run(tokens, keep, logits);
+        Pass<T>(m, buffers, n, start, tiles, barrier).run(tokens, keep, logits);
         if (tiles) release_tiles();
     }
     return true;

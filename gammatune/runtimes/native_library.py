@@ -15,8 +15,7 @@ from gammatune.cache_dir import cache_dir
 from gammatune.errors import UserError
 
 SOURCE = Path(__file__).with_name("llama_step.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
-SPINS = "2000"  # about 0.1 ms
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -28,24 +27,9 @@ class NoLibraryError(Exception):
 def load_library() -> ctypes.CDLL:
     """The compiled passes. Raises NoLibraryError where there is no C++ compiler with OpenMP or its work cannot be kept."""
     try:
-        return load_patient(compile_once(find_compiler(), cache_dir()))
+        return ctypes.CDLL(str(compile_once(find_compiler(), cache_dir())))
     except (OSError, UserError) as error:
         raise NoLibraryError(f"the C++ step cannot be loaded: {error}") from error
-
-
-def load_patient(path: Path) -> ctypes.CDLL:
-    """Load it so that a thread that waits for another soon gives its core away.
-
-    GNU's OpenMP lets it spin for 16 ms at each of the six barriers of a layer, which on a core that some other program wants
-    too makes a forward 30 times as long. It reads how long when it is loaded; a setting of the user's own stays.
-    """
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
-        return ctypes.CDLL(str(path))
-    os.environ["GOMP_SPINCOUNT"] = SPINS
-    try:
-        return ctypes.CDLL(str(path))
-    finally:
-        del os.environ["GOMP_SPINCOUNT"]
 
 
 def find_compiler() -> str:

@@ -23,7 +23,7 @@ FILES = ("starts.csv", "headline.csv", "source.json")
 ENDS = ("lower", "mean", "upper")
 FACTS = {"source": str, "model_id": str, "schedule": str, "turns": int, "tokens": int, "unknown": float, "rate": float}
 KEYS = {"starts": ["ratio", "policy", "start"], "headline": ["ratio", "policy", "metric"]}
-REMAKE = "make it again with `python -m gammatune bounds`"
+REMAKE = "make it again with `gammatune bounds`"
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""`python -m gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
+"""`gammatune cost`: the price list of a pair on this device and runtime, from rounds of the decoding loop itself.
 
 A price is what a round takes with sampling, host reads and cache crops, not what a bare forward takes. Every block length is
 asked for once per pass and context, in shuffled order, so a machine that slows down slows all of them.
@@ -108,7 +108,7 @@ class CostRun:
 
     def warm_up(self) -> None:
         """One pass, unlogged: first calls pay for allocations and kernel choices."""
-        self.session.warm_up(list(range(self.plan.gamma_max + 1)), watched=True)
+        self.session.warm_up(self.plan.gamma_max, watched=True)
         order = random.Random(self.seed)
         self.measure_pass(min(self.plan.contexts), self.probes[-1](gammas=self.shuffle_gammas(order)), Samples())
 

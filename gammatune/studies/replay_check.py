@@ -38,6 +38,8 @@ class ReplayCheck:
         left_out = f" {self.other_text} turns with a near-tie were left out." if self.other_text else ""
         if self.unchecked:
             left_out += f" Not checked: {'; '.join(self.unchecked)}."
+        if not self.arms:
+            return f"Replay: no drafting arm was checked.{left_out}"
         what = f"{self.rounds:,} rounds of {self.arms} drafting arms"
         if not self.differing:
             return f"Replay: all {what} are identical to their replay from the acceptance table.{left_out}"

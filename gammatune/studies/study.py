@@ -55,7 +55,7 @@ def read_study(folder: Path) -> Study:
     if not (table.watched and table.complete):
         raise UserError(
             f"{folder / TABLE_FILE} lacks draft signals or matches, as imported logs do: store its bounds with `python -m "
-            "gammatune bounds`, or record a table with `python -m gammatune record`."
+            "gammatune bounds`, or record a table with `gammatune record`."
         )
     bench = build_bench(table, curve)
     policies = {name: rule() for name, rule in POLICIES.items()}

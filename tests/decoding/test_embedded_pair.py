@@ -2,38 +2,45 @@
 
 import pytest
 import torch
+from shipped import make_policy
 
 from gammatune.config import DecodeConfig, TasksConfig
-from gammatune.decoding.loop import generate_speculative
-from gammatune.policies import POLICIES
-from gammatune.runtimes.base import eager_runtime
+from gammatune.decoding.loop import build_engine, generate_speculative
+from gammatune.drafters.lookup import Lookup
+from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions
 
 pytestmark = pytest.mark.embedded
-NEW_TOKENS = 16
-ARMS = [POLICIES["gammatune_plus"](gamma=4, tau=0.2), POLICIES["fixed"](gamma=5), POLICIES["gammatune"](gamma=2)]
+ARMS = [("gammatune_plus", {"gamma": 4, "tau": 0.2}), ("fixed", {"gamma": 5}), ("gammatune", {"gamma": 2})]
 
 
-@pytest.fixture(scope="module")
-def answers(embedded_pair):
-    """(prompt, transformers' greedy ids) of the first turns of twelve demo questions, two of each task."""
-    pair, made = embedded_pair, []
-    for question in load_questions(TasksConfig(name="demo", limit=2)).questions:
+def check_answers(pair, questions: int, tokens: int = 16, drafter=None) -> float:
+    """Compare the first turns of demo questions; the acceptance rate."""
+    engine, drafted, accepted = build_engine(pair, drafter=drafter), 0, 0
+    for index, question in enumerate(load_questions(TasksConfig(name="demo", limit=2)).questions[:questions]):
         prompt = build_prompt(pair.chat_template, pair.tokenizer, question.turns[:1], [])
-        output = pair.target.generate(torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False)
-        made.append((prompt, output[0, len(prompt) :].tolist()))
-    return made
-
-
-def test_answers_equal_transformers_greedy(embedded_pair, answers):
-    assert len(answers) == 12
-    runtime, drafted, accepted = eager_runtime(embedded_pair), 0, 0
-    for index, (prompt, expected) in enumerate(answers):
-        policy = ARMS[index % len(ARMS)]
-        policy.reset()
-        made = generate_speculative(runtime, prompt, policy, DecodeConfig(max_new_tokens=NEW_TOKENS))
-        assert made.output_ids == expected
+        output = pair.target.generate(torch.tensor([prompt]), max_new_tokens=tokens, do_sample=False)
+        name, chosen = ARMS[index % len(ARMS) if drafter is None else 1]
+        session, decode = PolicySession(make_policy(name, **chosen)), DecodeConfig(max_new_tokens=tokens)
+        made = generate_speculative(engine, prompt, session, decode)
+        assert made.output_ids == output[0, len(prompt) :].tolist()
         drafted += sum(r.drafted for r in made.rounds)
         accepted += sum(r.accepted for r in made.rounds)
-    assert accepted / drafted > 0.1, "a trained draft agrees with its target far more often than by chance"
+    return accepted / drafted
+
+
+def test_answers_equal_transformers_greedy(embedded_pair):
+    assert check_answers(embedded_pair, 2, tokens=8) > 0.1, (
+        "a trained draft agrees with its target far more often than by chance"
+    )
+
+
+@pytest.mark.slow
+def test_so_they_do_on_every_task(embedded_pair):
+    assert check_answers(embedded_pair, 12) > 0.1
+
+
+@pytest.mark.slow
+def test_so_they_do_with_a_lookup(embedded_pair):
+    check_answers(embedded_pair, 6, drafter=Lookup())

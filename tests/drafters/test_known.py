@@ -3,30 +3,22 @@
 import json
 
 import pytest
-import torch
+from table_model import draw_prompt, own_answer, table_engine
 
 from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_autoregressive
-from gammatune.drafters.known import confirm_answer, read_known
+from gammatune.decoding.loop import generate_speculative
+from gammatune.drafters.known import KnownText, read_known
 from gammatune.errors import UserError
-from gammatune.models.pair import random_pair
-from gammatune.runtimes.base import eager_runtime
+from gammatune.policies.fixed import Fixed
+from gammatune.policies.session import PolicySession
 
 BUDGET = 60
-DECODE = DecodeConfig(max_new_tokens=BUDGET)
+ENGINES = {"endless": table_engine(ends=()), "ending": table_engine()}
 
 
-def make_runtime(ends: tuple[int, ...]):
-    runtime = eager_runtime(random_pair(seed=1, noise=0.4, vocab_size=40))
-    runtime.pair.eos_ids = ends
-    return runtime
-
-
-ENDLESS, ENDING = make_runtime(()), make_runtime((9, 17))
-
-
-def prompt_of(seed: int, length: int = 7) -> list[int]:
-    return torch.randint(4, 40, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+def confirm(engine, prompt: list[int], known: list[int]):
+    drafter = engine.with_drafter(KnownText(answer=known))
+    return generate_speculative(drafter, prompt, PolicySession(Fixed(gamma=24)), DecodeConfig(max_new_tokens=BUDGET))
 
 
 KNOWN = {
@@ -45,48 +37,36 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("kind", KNOWN)
-@pytest.mark.parametrize("runtime", [ENDLESS, ENDING], ids=["endless", "ending"])
-def test_the_answer_is_the_targets_own_whatever_was_known(runtime, kind):
-    for seed in range(6):
-        prompt = prompt_of(seed, length=1 + 3 * seed)
-        own = generate_autoregressive(runtime, prompt, DECODE)
-        made = confirm_answer(runtime, prompt, KNOWN[kind](own.output_ids), DECODE)
-        assert (made.output_ids, made.finish) == (own.output_ids, own.finish)
-        assert len(made.rounds) <= len(own.rounds)
+def test_the_answer_is_the_targets_own_whatever_was_known(kind):
+    for engine in ENGINES.values():
+        for seed in range(6):
+            prompt = draw_prompt(seed, length=1 + 3 * seed)
+            own = own_answer(engine, prompt, BUDGET)
+            made = confirm(engine, prompt, KNOWN[kind](own))
+            assert made.output_ids == own
+            assert len(made.rounds) <= len(own)
+            assert {r.forwards for r in made.rounds} == {0}
 
 
 def test_a_right_text_takes_a_forward_per_block():
-    """60 tokens in blocks of 24 and one from the target: three forwards."""
-    prompt = prompt_of(3)
-    own = generate_autoregressive(ENDLESS, prompt, DECODE)
-    made = confirm_answer(ENDLESS, prompt, own.output_ids, DECODE)
-    assert len(own.rounds) == BUDGET
-    assert [r.emitted for r in made.rounds] == [25, 25, 10]
+    """60 tokens in blocks of 24 and one from the target: three forwards. One wrong token: one more."""
+    engine, prompt = ENGINES["endless"], draw_prompt(3)
+    own = own_answer(engine, prompt, BUDGET)
+    assert [r.emitted for r in confirm(engine, prompt, own).rounds] == [25, 25, 10]
+    assert [r.emitted for r in confirm(engine, prompt, KNOWN["one token wrong"](own)).rounds] == [6, 25, 25, 4]
 
 
-def test_a_right_text_with_one_wrong_token_takes_hardly_more():
-    prompt = prompt_of(3)
-    own = generate_autoregressive(ENDLESS, prompt, DECODE).output_ids
-    made = confirm_answer(ENDLESS, prompt, [*own[:30], (own[30] + 1) % 40, *own[31:]], DECODE)
-    assert made.output_ids == own
-    assert len(made.rounds) <= 5
+def test_a_text_that_ends_early_leaves_the_rest_to_the_target():
+    engine, prompt = ENGINES["endless"], draw_prompt(3)
+    rounds = confirm(engine, prompt, own_answer(engine, prompt, 10)).rounds
+    assert (rounds[0].drafted, rounds[0].accepted, rounds[0].stop) == (10, 10, "drafter")
+    assert {(r.drafted, r.stop) for r in rounds[1:-1]} == {(0, "drafter")}
 
 
-def test_a_wrong_text_soon_costs_a_short_block_a_forward():
-    prompt = prompt_of(3)
-    own = generate_autoregressive(ENDLESS, prompt, DECODE).output_ids
-    made = confirm_answer(ENDLESS, prompt, [(token + 1) % 40 for token in own], DECODE)
-    assert len(made.rounds) == BUDGET
-    assert made.rounds[20].drafted == 1
-
-
-def test_the_models_behind_are_left_as_they_were():
-    """The draft of the runtime takes no part, so that recording finds its cache empty."""
-    confirm_answer(ENDLESS, prompt_of(1), [5, 6, 7], DECODE)
-    ENDLESS.reset()
-    again = generate_autoregressive(ENDLESS, prompt_of(2), DECODE).output_ids
-    confirm_answer(ENDLESS, prompt_of(2), again, DECODE)
-    assert ENDLESS.draft.length == 0
+def test_the_draft_takes_no_part():
+    engine = table_engine()
+    confirm(engine, draw_prompt(1), [5, 6, 7])
+    assert engine.drafter.workplace.model.length == 0
 
 
 def test_known_answers_are_read_by_question_and_turn(tmp_path):
@@ -119,7 +99,7 @@ def test_known_answers_that_are_not_there_are_refused(tmp_path):
 def test_a_line_that_is_no_known_answer_is_refused(tmp_path, line):
     path = tmp_path / "known.jsonl"
     path.write_text('{"question_id": 1, "turn": 0, "output_ids": [4]}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"holds more than known answers \(\w+ behind 1 good lines\): give each line"):
+    with pytest.raises(UserError, match=r"holds more than known answers \(\w+ after 1 good lines\): give each line"):
         read_known(path)
 
 

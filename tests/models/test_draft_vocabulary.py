@@ -16,7 +16,7 @@ from gammatune.models import draft_vocabulary, load
 from gammatune.models.pair import load_pair, random_pair, reduce_draft
 from gammatune.models.sources import DRAFT_FOLDER
 from gammatune.models.tiny import tiny_shape
-from gammatune.runtimes.base import build_runtime
+from gammatune.runtimes.base import build_models
 
 VOCAB = 259
 TEXT = torch.arange(20)[None]
@@ -121,9 +121,9 @@ def test_weights_made_on_the_spot_need_no_ranking(ranked):
 @pytest.mark.parametrize("name", ["eager", "compiled"])
 def test_a_runtime_gives_the_logits_of_the_rows(name):
     pair = random_pair(seed=1, vocab_size=40, vocabulary=7)
-    runtime, tokens = build_runtime(pair, name), torch.tensor([5, 6, 7])
-    logits = runtime.draft.forward(tokens, keep=2)
-    assert logits.shape == (2, 7) and runtime.draft.ids is pair.draft_ids
+    models, tokens = build_models(pair, name), torch.tensor([5, 6, 7])
+    logits = models.draft.forward(tokens, keep=2)
+    assert logits.shape == (2, 7) and models.draft.vocab_size == 7
     with torch.inference_mode():
         whole = random_pair(seed=1, vocab_size=40).draft(tokens[None]).logits[0, -2:, pair.draft_ids]
     torch.testing.assert_close(logits, whole, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """The online threshold beside transformers' own code: its update rule fed with the same rounds, and its whole generate."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,12 +14,12 @@ from transformers.generation import candidate_generator
 from transformers.generation.candidate_generator import AssistedCandidateGenerator
 
 from gammatune.config import DecodeConfig
-from gammatune.decoding.loop import generate_speculative
+from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.hf_online import trace_roc
+from gammatune.policies.session import PolicySession
 from gammatune.records import Round
-from gammatune.runtimes.base import eager_runtime
 
 PROBABILITIES = st.integers(1, 10_000).map(lambda parts: parts / 10_000)
 
@@ -85,16 +86,15 @@ def test_rounds_are_those_of_transformers_generate(monkeypatch):
         seen.append((scores.shape[1] - 1, int(num_matches), self.generation_config.assistant_confidence_threshold))
 
     monkeypatch.setattr(candidate_generator.AssistedCandidateGenerator, "update_candidate_strategy", watch)
-    runtime, start = eager_runtime(random_pair(seed=1, noise=0.1, vocab_size=40)), 0.05
-    runtime.pair.eos_ids = ()
-    draft, adapted = runtime.pair.draft, 0
+    pair, start = replace(random_pair(seed=1, noise=0.1, vocab_size=40), eos_ids=()), 0.05
+    engine, draft, adapted = build_engine(pair), pair.draft, 0
     draft.generation_config.num_assistant_tokens_schedule = "constant"
     draft.generation_config.num_assistant_tokens = 20
     draft.generation_config.assistant_confidence_threshold = start
     for seed in range(6):
         prompt = torch.randint(4, 40, (12,), generator=torch.Generator().manual_seed(seed))
         seen.clear()
-        output = runtime.pair.target.generate(
+        output = pair.target.generate(
             torch.cat([torch.tensor([2]), prompt])[None],
             attention_mask=torch.tensor([[0] + [1] * 12]),
             assistant_model=draft,
@@ -104,7 +104,7 @@ def test_rounds_are_those_of_transformers_generate(monkeypatch):
             pad_token_id=2,
         )
         policy = POLICIES["hf_confidence_online"](threshold=start)
-        made = generate_speculative(runtime, prompt.tolist(), policy, DecodeConfig(max_new_tokens=60))
+        made = generate_speculative(engine, prompt.tolist(), PolicySession(policy), DecodeConfig(max_new_tokens=60))
         assert made.output_ids == output[0, 13:].tolist()
         ours = [(r.drafted, r.emitted - 1) for r in made.rounds]
         assert ours == [(drafted, matches) for drafted, matches, _ in seen]

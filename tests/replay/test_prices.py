@@ -11,6 +11,7 @@ from replay.made_tables import make_turn
 
 from gammatune.errors import UserError
 from gammatune.replay.prices import (
+    FREE,
     PARTS,
     CostCurve,
     Drafting,
@@ -136,6 +137,12 @@ def test_a_ratio_that_is_none_is_refused(c):
 def test_the_ratio_of_a_curve_is_that_of_one_target_and_one_draft_step():
     assert CURVE.ratio(100) == pytest.approx(11.0 / 12.0)
     assert from_ratio(7).ratio(1000) == 7
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_ratio_is_infinite_where_drafting_takes_no_forwards():
+    lookup = replace(CURVE, blind=Drafting(FREE), watched=Drafting(FREE))
+    assert lookup.ratio(100) == np.inf and lookup.ratio(np.array([1, 2])).tolist() == [np.inf, np.inf]
 
 
 def test_a_file_gives_back_the_curve(tmp_path):

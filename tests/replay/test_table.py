@@ -77,10 +77,14 @@ def test_a_signal_takes_under_two_bytes_even_where_all_are_random(path):
     assert path.stat().st_size < 2 * signals + 15_000
 
 
-def test_columns_and_types_are_those_of_the_document(path):
-    write_table(draw_table(2), path)
+@pytest.mark.parametrize(("layout", "draw"), [("text", draw_table), ("starts", draw_starts_table)])
+def test_columns_and_types_are_those_of_the_document(path, layout, draw):
+    """The columns of all tables, then those of the layout."""
+    write_table(draw(2), path)
     schema = pq.read_table(path).schema
-    rows = re.findall(r"^\| `([^|]+)` \| ([^|]+) \|", DOCUMENT.read_text(), re.MULTILINE)
+    common, *layouts = re.split(r"^\*\*`(\w+)`\*\*", DOCUMENT.read_text(), flags=re.MULTILINE)
+    text = common + dict(zip(layouts[::2], layouts[1::2], strict=True))[layout]
+    rows = re.findall(r"^\| `([^|]+)` \| ([^|]+) \|", text, re.MULTILINE)
     told = {name.strip("`"): kind.strip() for names, kind in rows for name in names.split(", ")}
     assert list(told) == schema.names
     for name, kind in told.items():

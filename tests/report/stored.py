@@ -69,6 +69,7 @@ def store_cell(cell: Path, turns: list[TurnLog], provenance: dict | None = None,
     cell.mkdir(exist_ok=True)
     (cell / "config.json").write_text("{}")
     stamp = {
+        "schema": 1,
         "device": "Test CPU",
         "gammatune": "0.1.0",
         "packages": {"torch": "2.13.0"},

@@ -10,10 +10,11 @@ import numpy as np
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import CostCurve, Drafting, Price, curve_to_json
 from gammatune.replay.simulate import prepare, replay
-from gammatune.replay.table import MISMATCH, AcceptanceTable, AcceptanceTurn, Signals, write_table
+from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
 from gammatune.studies.bounds import derive_bounds, store_bounds
 from gammatune.studies.importers.specbench import build_schedule, import_answers
 from gammatune.studies.study import PRICES_FILE, TABLE_FILE, Study, read_study
+from gammatune.traces import MISMATCH, SignalColumns, TextTrace
 
 TASK_ODDS = {"mt_bench": 0.5, "qa": 0.35, "math_reasoning": 0.7, "translation": 0.3}
 BUDGET, GAMMA_MAX = 60, 24
@@ -21,14 +22,14 @@ LOG_GAMMA, RATIOS = 3, [4.0, 12.0]
 LOGGED = ("fixed", "gammatune", "hf_heuristic")
 
 
-def draw_signals(odds: np.ndarray, rng: np.random.Generator) -> Signals:
+def draw_signals(odds: np.ndarray, rng: np.random.Generator) -> SignalColumns:
     """A draft that is roughly honest: its top-1 probability lies around its chance to be right."""
     top1 = np.clip(odds + rng.normal(0, 0.1, len(odds)), 0.02, 0.99).round(4)
-    return Signals(top1, (-np.log(top1) * 1.5).round(4), (0.8 * top1).round(4))
+    return SignalColumns(top1, (-np.log(top1) * 1.5).round(4), (0.8 * top1).round(4))
 
 
 def draw_turn(rng: np.random.Generator, task: str, question: int, turn: int) -> AcceptanceTurn:
-    """Easy and hard stretches of five tokens; two in three answers end before the budget, some tails end the sequence."""
+    """Easy and hard stretches of five tokens; two in three answers end before the budget, some blocks by themselves."""
     tokens = BUDGET if rng.random() < 1 / 3 else int(rng.integers(15, BUDGET))
     odds = np.clip(np.repeat(rng.normal(TASK_ODDS[task], 0.25, tokens // 5 + 1), 5)[:tokens], 0.05, 0.97)
     match = (rng.random(tokens) < odds).astype(np.int8)
@@ -44,11 +45,13 @@ def draw_turn(rng: np.random.Generator, task: str, question: int, turn: int) -> 
         budget=BUDGET,
         finish="length" if tokens == BUDGET else "eos",
         output_ids=np.arange(tokens, dtype=np.int32),
-        match=match,
-        signals=draw_signals(odds, rng),
-        tail_steps=steps,
-        tail_ended=steps < left,
-        tails=draw_signals(rng.uniform(0.05, 0.5, steps.sum()), rng),
+        trace=TextTrace(
+            match=match,
+            signals=draw_signals(odds, rng),
+            steps=steps,
+            ended=steps < left,
+            continuations=draw_signals(rng.uniform(0.05, 0.5, steps.sum()), rng),
+        ),
     )
 
 

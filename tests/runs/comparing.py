@@ -1,5 +1,7 @@
 """What two runs of the same thing must have in common."""
 
+from gammatune.runs.store import read_log
+
 
 def logged(runner) -> dict:
     """Per arm, in file order, everything that does not depend on the clock."""
@@ -15,7 +17,7 @@ def logged(runner) -> dict:
                 t.policy_after,
                 [r.counts() for r in t.rounds],
             )
-            for _, t in cell.read_turns()
+            for t in (line.turn for line in read_log(cell.turns_file))
         ]
         for cell in runner.folder.cells
     }

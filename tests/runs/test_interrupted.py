@@ -14,6 +14,8 @@ from comparing import logged, statuses
 
 from gammatune.errors import UserError, explain
 from gammatune.runs.runner import Runner
+from gammatune.runs.store import read_log, read_run
+from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +33,10 @@ def interrupt_after(answers):
 
 @pytest.mark.parametrize("answers", [2, 5])
 def test_a_run_interrupted_again_and_again_equals_an_undisturbed_one(make_runner, undisturbed, on_answer, tmp_path, answers):
-    """Two passes of four arms over four turns; one policy carries its state over questions, one watches the draft."""
+    """Two passes of four arms over four turns; one policy carries its state over questions, one watches the draft.
+
+    Its acceptance table too: the check at the end compares every round with its replay.
+    """
     starts = 0
     while True:
         starts += 1
@@ -45,6 +50,8 @@ def test_a_run_interrupted_again_and_again_equals_an_undisturbed_one(make_runner
     assert starts > 5
     assert logged(runner) == logged(undisturbed)
     assert set(statuses(runner).values()) == {"ok"}
+    check = check_replay(read_run(runner.folder.path))
+    assert (check.arms, check.differing, check.other_text) == (3, 0, 0) and check.rounds > 100
 
 
 def test_an_interrupt_inside_a_question_keeps_its_first_turn_out(make_runner, undisturbed, on_answer, tmp_path):
@@ -87,8 +94,9 @@ def test_a_finished_run_is_not_decoded_again(make_runner, on_answer, tmp_path):
 
 def test_a_log_cut_at_any_byte_of_its_last_question_grows_back(make_runner, undisturbed, tmp_path):
     """On the four turns of one pass, the last two of which are one question."""
-    cell, questions = make_runner(tmp_path).folder.cells[2], undisturbed.questions.questions
-    turns = [replace(turn, rounds=turn.rounds[:1]) for _, turn in undisturbed.folder.cells[2].read_turns()][:4]
+    cell, questions = make_runner(tmp_path).folder.cells[2], undisturbed.questions
+    log = list(read_log(undisturbed.folder.cells[2].turns_file))[:4]
+    turns = [replace(line.turn, rounds=line.turn.rounds[:1], output_ids=[7]) for line in log]
     cell.create()
     cell.append(turns[:2])
     kept = cell.turns_file.stat().st_size
@@ -118,7 +126,7 @@ def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path
     on_answer(fill_disk)
     with pytest.raises(OSError) as raised:
         runner.run()
-    assert explain(raised.value).startswith("Cannot write the results (No space left on device): make room")
+    assert explain(raised.value).startswith("Cannot write the results (No space left on device): free some space")
     log.unlink()
     aside.rename(log)
     runner = make_runner(tmp_path, "repetitions=2")
@@ -134,7 +142,8 @@ def started(tmp_path, small):
         "policy=[fixed,hf_heuristic]",
         "policy.hf_heuristic.carry=never",
         f"results={tmp_path}",
-        "decode.max_new_tokens=100",
+        "decode.max_new_tokens=60",
+        "acceptance=false",
     ]
     process = subprocess.Popen(
         [sys.executable, "run.py", *arguments],
@@ -152,6 +161,7 @@ def started(tmp_path, small):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_control_c_ends_with_a_sentence_that_says_how_to_go_on(started):
     process, _ = started
     process.send_signal(signal.SIGINT)

@@ -4,23 +4,17 @@ import json
 
 import pytest
 from replay.made_tables import contents
+from shipped import POLICIES, make_policy
 
+from gammatune.decoding.loop import Engine
 from gammatune.drafters.known import read_known
+from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
-from gammatune.policies import POLICIES
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import read_table
-from gammatune.runs import acceptance as recording
-from gammatune.runs.acceptance import Recorder
 from gammatune.runs.files import hold_folder
 from gammatune.runs.store import read_run
 from gammatune.studies.replay_check import check_replay, replay_sentence
-
-
-@pytest.fixture(scope="session")
-def make_recorder(make_config, small):
-    """make_recorder(out, *overrides) -> Recorder of the small run's three questions."""
-    return lambda out, *overrides, known=None: Recorder(make_config(*small, *overrides), out, 24, known)
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +23,17 @@ def recorded(make_recorder, tmp_path_factory):
     return make_recorder(tmp_path_factory.mktemp("recorded")).run()
 
 
-def count_traces(monkeypatch, stop_at: int | None = None) -> list[int]:
-    """Question ids as they are traced; Ctrl-C at the one with that number, from 0."""
-    traced, original = [], recording.trace_answer
+def count_traces(monkeypatch, stop_at: int | None = None) -> list[list[int]]:
+    """Prompts as their answers are traced; Ctrl-C at the one with that number, from 0."""
+    traced, original = [], Engine.trace
 
-    def watched(runtime, answered, gamma_max):
+    def watched(engine, prompt, answer, budget, depth):
         if len(traced) == stop_at:
             raise KeyboardInterrupt
-        traced.append(answered.question_id)
-        return original(runtime, answered, gamma_max)
+        traced.append(prompt)
+        return original(engine, prompt, answer, budget, depth)
 
-    monkeypatch.setattr(recording, "trace_answer", watched)
+    monkeypatch.setattr(Engine, "trace", watched)
     return traced
 
 
@@ -66,7 +60,7 @@ def test_only_the_table_and_its_papers_are_left(recorded):
     folder = recorded.parent
     assert sorted(file.name for file in folder.iterdir()) == ["acceptance.parquet", "config.json", "lock", "provenance.json"]
     config, facts = json.loads((folder / "config.json").read_text()), read_table(recorded).facts
-    assert config == {"schema": 1, **facts}
+    assert config == {"schema": 2, **facts}
     sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
     assert len(sessions) == 1 and sessions[0]["known_answers"] == 0
 
@@ -85,7 +79,7 @@ def test_a_killed_recording_goes_on(make_recorder, recorded, monkeypatch, tmp_pa
     assert len(list(recorder.recording.parts.iterdir())) == min(stop_at, 2)
     traced = count_traces(monkeypatch)
     path = make_recorder(tmp_path).run()
-    assert traced == [9, 2, 5, 5][min(stop_at, 2) :]
+    assert len(traced) == 4 - min(stop_at, 2)
     assert same(path, recorded)
     assert not recorder.recording.parts.exists()
     assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2
@@ -100,15 +94,16 @@ def test_a_second_call_does_nothing(make_recorder, monkeypatch, tmp_path):
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in before} == before
 
 
-def test_other_work_gets_another_folder(make_config, small, make_recorder, recorded, tmp_path):
+def test_other_work_gets_another_folder(make_recorder, recorded, tmp_path):
     changes = ("decode.max_new_tokens=11", "tasks.limit=1")
     names = {make_recorder(tmp_path, change).recording.folder.name for change in changes}
-    names |= {Recorder(make_config(*small), tmp_path, 7).recording.folder.name, recorded.parent.name}
-    assert len(names) == 4
+    names |= {make_recorder(tmp_path, depth=7).recording.folder.name, recorded.parent.name}
+    names |= {make_recorder(tmp_path, drafter=each).recording.folder.name for each in (Lookup(), Lookup(longest=2))}
+    assert len(names) == 6
     assert make_recorder(tmp_path, "seed=5").recording.folder.name == recorded.parent.name
 
 
-def test_a_damaged_part_is_named_and_its_deletion_mends_it(make_recorder, recorded, monkeypatch, tmp_path):
+def test_a_damaged_part_is_named_and_deleting_it_is_enough(make_recorder, recorded, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         count_traces(patch, 1)
         recorder = make_recorder(tmp_path)
@@ -122,12 +117,12 @@ def test_a_damaged_part_is_named_and_its_deletion_mends_it(make_recorder, record
     assert same(make_recorder(tmp_path).run(), recorded)
 
 
-def test_sampling_and_a_gamma_max_out_of_range_are_refused(make_config, small, make_recorder, tmp_path):
+def test_sampling_and_a_gamma_max_out_of_range_are_refused(make_recorder, tmp_path):
     with pytest.raises(UserError, match="exists for greedy decoding only: set decode=greedy"):
         make_recorder(tmp_path, "decode=sample")
     for gamma_max in (0, 121):
         with pytest.raises(UserError, match=f"--gamma-max {gamma_max} must lie between 1 and 120"):
-            Recorder(make_config(*small), tmp_path, gamma_max)
+            make_recorder(tmp_path, depth=gamma_max)
 
 
 def test_a_second_process_is_refused_and_told_of_out(make_recorder, tmp_path):
@@ -150,9 +145,9 @@ def answers_of(runner, label: str) -> dict:
 
 def test_known_answers_of_a_run_give_the_same_table(make_recorder, recorded, undisturbed, tmp_path):
     recorder = make_recorder(tmp_path, known=answers_of(undisturbed, "fixed-3"))
-    forwards = []
-    original = recorder.runtime.target.forward
-    recorder.runtime.target.forward = lambda tokens, keep: forwards.append(keep) or original(tokens, keep)
+    forwards, target = [], recorder.session.engine.target
+    original = target.forward
+    target.forward = lambda tokens, keep: forwards.append(keep) or original(tokens, keep)
     path = recorder.run()
     assert same(path, recorded)
     assert len(forwards) <= 3 * 4  # prefill and at most two blocks for each of four answers of at most twelve tokens
@@ -208,7 +203,7 @@ def test_a_run_killed_between_its_arms_and_its_table_makes_it_next_time(
     on_answer(lambda made, policy: answered.append(made))
     traced = count_traces(monkeypatch)
     make_runner(tmp_path).run()
-    assert answered == [] and traced == [9, 2, 5, 5][stop_at:]
+    assert answered == [] and len(traced) == 4 - stop_at
     assert same(runner.folder.path / "acceptance.parquet", recorded)
 
 
@@ -225,7 +220,32 @@ def test_a_run_whose_reference_failed_leaves_no_table(make_runner, on_answer, tm
 
 
 def test_any_policy_can_be_replayed_from_what_a_run_left(undisturbed):
-    walks = prepare(read_table(undisturbed.folder.path / "acceptance.parquet"))
-    for name, policy in POLICIES.items():
-        done = replay(walks, policy(), keep_rounds=True)
-        assert [sum(r.emitted for r in log) for log in done.logs] == [walk.tokens for walk in walks], name
+    turns = prepare(read_table(undisturbed.folder.path / "acceptance.parquet"))
+    for name in POLICIES:
+        done = replay(turns, make_policy(name), keep_rounds=True)
+        assert [sum(r.emitted for r in log) for log in done.logs] == [turn.tokens for turn in turns], name
+
+
+def test_a_wrong_known_text_soon_costs_a_short_block_a_forward(make_recorder, tmp_path):
+    """Gamma adapts: 12 tokens, all known ones wrong, and after a few rounds blocks of one token."""
+    recorder = make_recorder(tmp_path)
+    prompt = recorder.session.prompt(recorder.session.questions.questions[0], 0, [])
+    own = recorder.decode(prompt)
+    made = recorder.confirm(prompt, [token % 200 + 30 for token in own.output_ids])
+    assert made.output_ids == own.output_ids
+    assert len(made.rounds) == 12 and made.rounds[-2].planned < 3
+
+
+def test_a_run_with_a_lookup_leaves_its_table_and_is_checked(make_runner, make_recorder, tmp_path):
+    """The lookup has no signals, so no arm watches it; its table is the one that `record` makes."""
+    arms = ("policy=[fixed,hf_heuristic,gammatune]", "decode.max_new_tokens=40")
+    runner = make_runner(tmp_path, *arms, drafter=Lookup())
+    runner.run()
+    run = read_run(runner.folder.path)
+    check = check_replay(run)
+    assert (check.arms, check.differing, check.other_text) == (3, 0, 0)
+    assert {r.forwards for arm in run.arms for turn in arm.turns for r in turn.rounds} == {0}
+    table = read_table(runner.folder.path / "acceptance.parquet")
+    assert table.facts["drafter"] == {"name": "lookup", "longest": 3, "shortest": 1} and not table.watched
+    again = make_recorder(tmp_path / "again", "decode.max_new_tokens=40", drafter=Lookup()).run()
+    assert same(again, runner.folder.path / "acceptance.parquet")

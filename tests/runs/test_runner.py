@@ -1,16 +1,21 @@
 """Arms next to each other, an error that stays in its arm, answers that do not depend on what came before."""
 
 import json
+from dataclasses import dataclass
 from itertools import count
+from typing import ClassVar
 
 import pytest
 import torch
 from comparing import logged, statuses
+from table_model import TableModel
 
 from gammatune.compose import plan_arms
-from gammatune.runs import runner as runner_module
-from gammatune.runs.runner import Runner
+from gammatune.drafters.lookup import Lookup
+from gammatune.policies import Policy
+from gammatune.runs.session import DEPTH
 from gammatune.runs.store import read_run
+from gammatune.studies.replay_check import check_replay
 
 
 def watch_order(runner, on_answer):
@@ -81,6 +86,79 @@ def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, 
     assert logged(again) == logged(undisturbed)
 
 
+@dataclass
+class Failing(Policy):
+    """Raises in one of its methods, or returns nonsense, from the second question on."""
+
+    name: ClassVar[str] = "failing"
+    watches_draft: ClassVar[bool] = True
+
+    method: str = "plan"
+    carry: str = "never"
+
+    def reset(self) -> None:
+        self.rounds, self.seen = 0, 0
+        if self.method == "reset" and getattr(self, "used", False):
+            raise OSError("the thermometer is gone")
+
+    def fail(self, method: str) -> None:
+        if method == self.method and self.rounds > 8:
+            raise OSError("the thermometer is gone")
+
+    def plan(self):
+        self.used = True
+        self.fail("plan")
+        return None if self.method == "nonsense" and self.rounds > 8 else 2
+
+    def keep_drafting(self, signals) -> bool:
+        self.fail("keep_drafting")
+        return True
+
+    def observe(self, finished) -> None:
+        self.fail("observe")
+        self.rounds += 1
+
+    def state(self) -> dict:
+        self.fail("state")
+        return {"rounds": self.rounds}
+
+    def restore(self, state: dict) -> None:
+        self.rounds, self.used = state["rounds"], True
+
+
+SAID = {
+    "nonsense": "Policy Failing: plan() returned None, but gamma must be a whole number of 0 or more.",
+    "reset": "Policy Failing: reset() raised OSError: the thermometer is gone.",
+}
+
+
+@pytest.mark.parametrize("method", ["plan", "keep_drafting", "observe", "state", "nonsense", "reset"])
+def test_a_policy_that_fails_fails_its_own_arm(make_runner, undisturbed, tmp_path, method):
+    """The others finish, the report has them, and the same command tries the arm again."""
+    for _ in range(2):
+        runner = make_runner(tmp_path, "repetitions=2", policies=[Failing(method=method)])
+        runner.run()
+        assert statuses(runner) == dict.fromkeys(logged(undisturbed), "ok") | {"failing": "error"}
+        error = runner.folder.cells[-1].read_done()["error"]
+        assert error.endswith(SAID.get(method, f"Policy Failing: {method}() raised OSError: the thermometer is gone."))
+    run, others = read_run(runner.folder.path), logged(runner)
+    assert run.left_out == [("failing", "error")]
+    # a pass over the questions begins with a reset, so that policy answers all questions of the first one
+    assert 0 < len(others.pop("failing")) <= (4 if method == "reset" else 3)
+    assert others == logged(undisturbed)
+    assert check_replay(run).differing == 0
+
+
+def test_a_failed_arm_that_has_come_right_is_finished(make_runner, monkeypatch, tmp_path):
+    make_runner(tmp_path / "run", policies=[Failing()]).run()
+    monkeypatch.setattr(Failing, "fail", lambda self, method: None)
+    again, whole = (make_runner(tmp_path / name, policies=[Failing()]) for name in ("run", "whole"))
+    for runner in (again, whole):
+        runner.run()
+        assert set(statuses(runner).values()) == {"ok"}
+    assert logged(again) == logged(whole)
+
+
 def test_the_order_of_questions_changes_nothing_where_policies_start_afresh(make_runner, question_file, tmp_path):
     backwards = tmp_path / "backwards.jsonl"
     backwards.write_text("".join(reversed(question_file.read_text().splitlines(keepends=True))))
@@ -125,18 +203,56 @@ def test_the_run_says_what_it_was_and_ran_on(undisturbed):
     assert set(pieces) == {str(token) for turns in logged(undisturbed).values() for turn in turns for token in turn[5]}
 
 
-def test_the_warm_up_drafts_every_starting_length(make_config, small, monkeypatch):
-    runner, drafted = Runner(make_config(*small, "policy=fixed", "starts=[1,9]")), []
-    original = runner_module.generate_speculative
+class Counting(TableModel):
+    """Remembers how many tokens it was fed at a time after a prompt, and how many logits were asked for."""
 
-    def watched(*arguments):
-        made = original(*arguments)
-        drafted.append(max(finished.planned for finished in made.rounds if finished.stop != "budget"))
-        return made
+    fed: set
 
-    monkeypatch.setattr(runner_module, "generate_speculative", watched)
+    def forward(self, tokens, keep, positions=None, mask=None):
+        self.fed.add((len(tokens), keep))
+        return super().forward(tokens, keep)
+
+
+def warm_and_count(runner) -> tuple[set, set]:
+    """What target and draft were fed during the warm-up."""
+    for model in (runner.session.engine.target, runner.session.engine.drafter.workplace.model):
+        if model is not None:
+            model.__class__, model.fed = Counting, set()
+    before = [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
     runner.warm_up()
-    assert drafted == [0, 1, 9]
+    assert before == [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
+    draft = runner.session.engine.drafter.workplace.model
+    return runner.session.engine.target.fed, set() if draft is None else draft.fed
+
+
+@pytest.mark.parametrize(
+    ("policies", "longest"),
+    [
+        (("policy=ar",), 0),
+        (("policy=fixed", "policy.fixed.gamma=5"), 5),
+        (("policy=fixed", "starts=[1,9]"), 9),
+        (("policy=gammatune",), DEPTH),
+        (("policy=ucb",), DEPTH),  # its state is no list of attributes
+        (("policy=hf_heuristic", "starts=[30]"), 30),
+        (("policy=svip",), 40),  # its gamma is a ceiling
+    ],
+    ids=str,
+)
+def test_the_warm_up_covers_every_block_length_that_can_occur(make_runner, tmp_path, policies, longest):
+    """Also the shorter blocks that the budget cuts, and the draft's feed of two tokens after a full acceptance."""
+    runner = make_runner(tmp_path, arms=policies)
+    target, draft = warm_and_count(runner)
+    assert target >= {(n, n) for n in range(1, longest + 2)}
+    assert max(n for n, keep in target if keep > 1 or n == 1) == longest + 1
+    if longest:
+        assert draft >= {(1, 1), (2, 1)}
+
+
+def test_the_warm_up_of_a_lookup_verifies_every_length(make_runner, tmp_path):
+    runner = make_runner(tmp_path, arms=("policy=fixed", "policy.fixed.gamma=3"), drafter=Lookup())
+    target, draft = warm_and_count(runner)
+    assert target >= {(n, n) for n in range(1, 5)} and draft == set()
+    assert runner.session.engine.drafter == Lookup()
 
 
 def test_sampled_answers_repeat_with_the_seed_and_are_not_called_exact(make_runner, tmp_path):

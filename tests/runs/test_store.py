@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
-from stored import Recipe, change_done, store_run
+from report.stored import Recipe, change_done, store_run
 
 from gammatune.errors import UserError
+from gammatune.records import Round, TurnLog
 from gammatune.runs.store import find_runs, newest_run, read_run, results_folder
+from gammatune.studies.replay_check import check_replay
 
+ROOT = Path(__file__).parents[2]
 SMALL = Recipe(arms=("ar", "fixed-2", "gammatune-3"), tasks=("mt_bench", "qa"), questions=2, repetitions=2)
 
 
@@ -81,8 +85,8 @@ def test_without_the_baseline_there_is_no_speedup(folder):
 @pytest.mark.parametrize("name", ["run.json", "cell-ar/done.json"])
 def test_newer_schema_is_refused(folder, name):
     file = folder / name
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 2}))
-    assert "newer gammatune (schema 2" in refusal(folder)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 3}))
+    assert "newer gammatune (schema 3" in refusal(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -122,7 +126,7 @@ def test_run_json_without_a_needed_key_is_refused(folder, key):
 
 def test_missing_turns_are_refused(folder):
     (folder / "cell-ar" / "turns.jsonl").unlink()
-    assert "cannot be read" in refusal(folder)
+    assert "cut short" in refusal(folder)
 
 
 def test_missing_pieces_are_refused_when_they_are_needed(folder):
@@ -161,3 +165,39 @@ def test_results_folder_is_found_from_below(tmp_path, monkeypatch):
 def test_two_runs_are_two_folders(folder, tmp_path):
     second = store_run(tmp_path / "runs" / "again", SMALL)
     assert sorted(find_runs(tmp_path / "runs")) == sorted([folder, second])
+
+
+def test_a_turn_log_comes_back_as_it_was():
+    rounds = [
+        Round(3, 2, 1, 2, 3, "policy", 10, 1.5, 20.25, 0.125, {"mean": 2.5}),
+        Round(4, 0, 0, 1, 0, "budget", 12, nodes=7, row=1),
+    ]
+    turn = TurnLog(5, "writing", "mt_bench", 1, 10, [4, 5, 6], "length", 1.0, 99.5, rounds, 2, {"mean": 3.0})
+    assert TurnLog.from_json(turn.to_json()) == turn
+
+
+def test_a_turn_log_of_the_first_schema_is_read():
+    """Its rounds name the draft's forwards otherwise, and know of no trees and no batches."""
+    turn = TurnLog(5, "qa", "qa", 0, 10, [4], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10, state={"mean": 2.5})])
+    old = json.loads(turn.to_json())
+    old["schema"] = 1
+    old["rounds"]["draft_forwards"] = old["rounds"].pop("forwards")
+    del old["rounds"]["nodes"], old["rounds"]["row"]
+    assert TurnLog.from_json(json.dumps(old)) == turn
+    assert (turn.rounds[0].nodes, turn.rounds[0].row) == (2, 0)
+
+
+@pytest.mark.parametrize("change", [{"schema": 3}, {"rounds": {}}, {"schema": None}, {"words": 7}])
+def test_a_line_that_cannot_be_read_is_named(change):
+    line = json.loads(TurnLog(5, "qa", "qa", 0, 10, [4], "eos", 1.0, 2.0, []).to_json()) | change
+    with pytest.raises(UserError, match=r"^run/turns.jsonl line 4 (was written by a newer gammatune|is damaged)"):
+        TurnLog.from_json(json.dumps(line), "run/turns.jsonl line 4")
+
+
+def test_the_shipped_run_is_of_the_first_schema_and_replays_from_its_table():
+    (path,) = (ROOT / "results" / "reference").glob("*/run.json")
+    assert json.loads(path.read_text())["schema"] == 1
+    run = read_run(path.parent)
+    check = check_replay(run)
+    assert run.has_baseline and not run.left_out
+    assert (check.arms, check.differing, check.other_text, check.unchecked) == (len(run.arms) - 1, 0, 0, [])

@@ -33,7 +33,7 @@ def break_a_line(lines):
 
 
 def age_a_line(lines):
-    lines[3] = lines[3].replace('"schema":1', '"schema":2')
+    lines[3] = lines[3].replace('"schema":2', '"schema":3')
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def age_a_line(lines):
         (lambda cell: cell.turns_file.unlink(), "turns.jsonl was changed or cut short"),
         (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, break_a_line)), "turns.jsonl line 4 is damaged"),
         (lambda cell: (cell.done_file.unlink(), edit_lines(cell.turns_file, age_a_line)), "line 4 was written by a newer"),
-        (lambda cell: change_json(cell.done_file, schema=2), "done.json was written by a newer gammatune"),
+        (lambda cell: change_json(cell.done_file, schema=3), "done.json was written by a newer gammatune"),
         (lambda cell: cell.done_file.write_text("{"), "done.json is damaged"),
-        (lambda cell: change_json(cell.folder.parent / "run.json", schema=2), "run.json was written by a newer gammatune"),
+        (lambda cell: change_json(cell.folder.parent / "run.json", schema=3), "run.json was written by a newer gammatune"),
         (lambda cell: change_json(cell.folder / "config.json", pair="another"), "config.json does not describe this run"),
-        (lambda cell: change_json(cell.folder / "config.json", schema=2), "config.json was written by a newer gammatune"),
+        (lambda cell: change_json(cell.folder / "config.json", schema=3), "config.json was written by a newer gammatune"),
         (lambda cell: change_json(cell.folder / "provenance.json", device="another"), "times of two machines do not mix"),
-        (lambda cell: change_json(cell.folder / "provenance.json", schema=2), "provenance.json was written by a newer"),
+        (lambda cell: change_json(cell.folder / "provenance.json", schema=3), "provenance.json was written by a newer"),
     ],
     ids=[
         "changed",

@@ -3,15 +3,14 @@
 import pytest
 import torch
 from comparing import statuses
+from table_model import table_engine
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.exactness import NEAR_TIE_LOGITS, compare_answers
 from gammatune.decoding.loop import generate_autoregressive
-from gammatune.models.pair import random_pair
 from gammatune.runs.store import read_run
-from gammatune.runtimes.base import eager_runtime
 
-PROMPT = [0, 70, 80, 90]
+PROMPT = [0, 7, 8, 9]
 
 
 def corrupt_second_question(runner):
@@ -42,23 +41,21 @@ def test_one_wrong_token_is_found_and_costs_the_arm_its_numbers(make_runner, on_
 
 @pytest.fixture
 def doctored():
-    """doctored(gap) -> (runtime, the target's answer, an answer whose 4th token lies `gap` logits under the best)."""
+    """doctored(gap) -> (engine, the target's answer, an answer whose 4th token lies `gap` logits under the best)."""
 
     def make(gap):
-        runtime = eager_runtime(random_pair())
-        answer = generate_autoregressive(runtime, PROMPT, DecodeConfig(max_new_tokens=6)).output_ids
-        runtime.reset()
-        logits = runtime.target.forward(runtime.upload(PROMPT + answer[:3]), keep=1)[0]
-        other = next(token for token in range(200, 260) if token not in answer)
-        forward = runtime.target.forward
+        engine = table_engine(ends=())
+        answer = generate_autoregressive(engine, PROMPT, DecodeConfig(max_new_tokens=6)).output_ids
+        logits, look_up = engine.target.look_up([*PROMPT, *answer[:3]]), engine.target.look_up
+        other = next(token for token in range(40) if token not in answer)
 
-        def leaning(tokens, keep):
-            made = forward(tokens, keep).clone()
-            made[-1, other] = logits[answer[3]] - gap
-            return made
+        def leaning(prefix):
+            found = look_up(prefix).clone()
+            found[other] = logits[answer[3]] - gap
+            return found
 
-        runtime.target.forward = leaning
-        return runtime, answer, [*answer[:3], other, *answer[4:]]
+        engine.target.look_up = leaning
+        return engine, answer, [*answer[:3], other, *answer[4:]]
 
     return make
 
@@ -68,16 +65,16 @@ def doctored():
 )
 def test_a_difference_passes_only_within_the_rounding_of_the_logits(doctored, share_of_bound, status):
     gap = share_of_bound * NEAR_TIE_LOGITS[torch.float32]
-    runtime, answer, other = doctored(gap)
-    verdict = compare_answers(runtime, PROMPT, answer, other)
+    engine, answer, other = doctored(gap)
+    verdict = compare_answers(engine, PROMPT, answer, other)
     assert (verdict.status, verdict.position) == (status, 3)
     assert verdict.margin == pytest.approx(gap, abs=1e-5)
 
 
 def test_equal_answers_are_exact_and_a_shorter_one_is_never_a_tie(doctored):
-    runtime, answer, _ = doctored(0.0)
-    assert compare_answers(runtime, PROMPT, answer, list(answer)).status == "exact"
-    assert compare_answers(runtime, PROMPT, answer, answer[:-1]).status == "different"
+    engine, answer, _ = doctored(0.0)
+    assert compare_answers(engine, PROMPT, answer, list(answer)).status == "exact"
+    assert compare_answers(engine, PROMPT, answer, answer[:-1]).status == "different"
 
 
 def test_a_near_tie_is_counted_and_keeps_the_arm(make_runner, on_answer, monkeypatch, tmp_path):

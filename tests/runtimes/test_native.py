@@ -1,6 +1,5 @@
 """The compiled runtime on a CPU: transformers' numbers by the C++ step, and the same bits however few tokens are fed."""
 
-import os
 import platform
 
 import pytest
@@ -216,20 +215,6 @@ def test_it_is_compiled_once_and_again_for_another_processor(monkeypatch):
     assert native_library.compile_once(compiler, cache_dir()) == path and path.stat().st_mtime_ns == written
     monkeypatch.setattr(native_library, "processor_features", lambda: "another processor")
     assert native_library.name_build(compiler) not in path.name
-
-
-@pytest.mark.parametrize(
-    ("given", "during"), [({}, "2000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
-)
-def test_threads_wait_briefly_unless_the_user_says_otherwise(given, during, monkeypatch):
-    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    seen = []
-    monkeypatch.setattr(native_library.ctypes, "CDLL", lambda _: seen.append(os.environ.get("GOMP_SPINCOUNT")))
-    native_library.load_patient("library")
-    assert seen == [during] and os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
 
 
 @pytest.fixture

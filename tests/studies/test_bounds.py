@@ -17,6 +17,7 @@ from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
 from gammatune.report import notes, views
 from gammatune.studies.bounds import FILES, KEYS, estimate_match_rate, read_bounds
 from gammatune.studies.headline import FILLS, METRICS, STARTS
+from gammatune.traces import TextTrace
 
 CELL = re.compile(r"\d+\.\d\d / \d+\.\d\d / \d+\.\d\d")
 
@@ -34,7 +35,7 @@ def stored():
 def mean_speed(table, policy, ratio: float) -> float:
     """Tokens per draft step, the mean over answers (each is its own question here). A round costs draft steps + ratio."""
     logs = replay(prepare(table), policy, keep_rounds=True).logs
-    prices = [sum(r.draft_forwards + ratio for r in rounds) for rounds in logs]
+    prices = [sum(r.forwards + ratio for r in rounds) for rounds in logs]
     return float(np.mean([turn.tokens / price for turn, price in zip(table.turns, prices, strict=True)]))
 
 
@@ -97,7 +98,8 @@ def test_the_command_stores_what_can_be_read_back(stored, table, tmp_path, capsy
 
 def test_the_rate_counts_tokens_after_a_match():
     def make(*matches):
-        return AcceptanceTable([AcceptanceTurn(1, "", "", 0, 0, 99, "eos", [], np.array(m), *[None] * 4) for m in matches])
+        traces = [TextTrace(np.array(m, np.int8), None, np.zeros(0, np.int8), np.zeros(0, bool), None) for m in matches]
+        return AcceptanceTable([AcceptanceTurn(1, "", "", 0, 0, 99, "eos", np.zeros(0), trace) for trace in traces])
 
     assert estimate_match_rate(make([1, 1, 1, 0, 0, 0, 1, -1], [0, 1, 0])) == 2 / 4
     assert estimate_match_rate(make([1, -1, 0, 0, 1, -1, 0])) == 2 / 5

@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 
 from gammatune.commands import prices
+from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
-from gammatune.replay.prices import PARTS, Price, read_cost
+from gammatune.replay.prices import FREE, PARTS, Price, read_cost
 from gammatune.studies import measure_prices as cost_run
 from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
-from gammatune.studies.measure_prices import CostRun, Plan, WatchingProbe, prepare_place, show_prices, write_cost
+from gammatune.studies.measure_prices import CostRun, Plan, Probe, WatchingProbe, prepare_place, show_prices, write_cost
 from gammatune.tasks.questions import Question
 
 PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
@@ -42,6 +43,7 @@ def known_samples(disturbed=()):
         times = {"draft_ms": draft, "verify_ms": 30 + 2 * forwards + 0.02 * length, "rest_ms": 0.25}
         times = {name: ms * (100 if index in disturbed else 1) for name, ms in times.items()}
         where = {"length": length, "context": length, "watched": watched, "forwards": forwards, "fed": fed}
+        where["drafted"] = forwards
         samples.rounds.append(where | times)
     for length in (100, 300, 500):
         samples.prefills.append({"length": length, "models": "target", "ms": 3.0 * length})
@@ -54,7 +56,7 @@ def close(price: Price, base: float, slope: float) -> bool:
 
 
 @pytest.mark.parametrize("disturbed", ((), (7, 30, 55)))
-def test_the_fit_finds_the_rule_behind_the_times(disturbed):
+def test_the_fit_finds_the_rule_of_the_times(disturbed):
     curve = fit_prices(known_samples(disturbed), {})
     assert close(curve.blind.step, 8, 0.01) and close(curve.watched.step, 9, 0.01)
     if not disturbed:
@@ -107,7 +109,7 @@ def test_all_contexts_and_both_ways_of_drafting_get_the_same_number_of_each_bloc
 
 def test_a_measured_curve_prices_every_block(curve):
     assert len(curve.verify) == PLAN.gamma_max + 1
-    assert all(price.base > 0 and price.samples == 8 for price in curve.verify)
+    assert all(price.at(48) > 0 and price.samples == 8 for price in curve.verify)
     for drafting in (curve.blind, curve.watched):
         assert drafting.step.at(48) > 0 and drafting.step.samples == 24
     assert curve.rest.samples == 56 and curve.prefill_target.samples == 8 and curve.prefill_both.samples == 8
@@ -120,7 +122,7 @@ def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
     write_cost(curve, path)
     stored = json.loads(path.read_text())
     assert stored["schema"] == 1 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
-    assert stored["runtime"]["name"] == "eager" and stored["provenance"]["packages"]["torch"]
+    assert stored["runtime"]["name"] in ("eager", "compiled") and stored["provenance"]["packages"]["torch"]
     assert set(stored["prices"]) == set(PARTS)
     assert read_cost(path).verify == curve.verify
     assert [file.name for file in path.parent.iterdir()] == ["prices.json"]
@@ -173,10 +175,35 @@ def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
     assert len(read_cost(out).verify) == 4
 
 
+@pytest.fixture(scope="module")
+def with_lookup(make_config):
+    config = make_config("model_pair=tiny-random")
+    config.drafter = Lookup()
+    return CostRun(config, Plan(contexts=(16,), gamma_max=4, repeats=1))
+
+
+def test_a_drafter_that_is_no_model_has_prices_of_verification_for_every_length(with_lookup, tmp_path):
+    """What it drafts is a known text then, so that there is a block of every length; drafting costs no forwards."""
+    curve = with_lookup.run()
+    assert len(curve.verify) == 5 and all(price.base > 0 and price.samples == 2 for price in curve.verify)
+    assert curve.blind.step == curve.watched.step == curve.blind.catch_up == FREE
+    assert curve.facts["drafter"] == Lookup().identity and curve.facts["forwards_per_token"] == 0
+    path = tmp_path / "prices.json"
+    write_cost(curve, path)
+    assert read_cost(path).verify == curve.verify
+
+
+def test_its_rounds_have_every_length(with_lookup):
+    samples = Samples()
+    with_lookup.measure_pass(16, Probe(gammas=[3, 0, 4, 1, 2]), samples)
+    assert [r["drafted"] for r in samples.rounds] == [3, 0, 4, 1, 2]
+    assert {r["forwards"] for r in samples.rounds} == {r["fed"] for r in samples.rounds} == {0}
+
+
 def test_prompts_are_the_questions_over_again(tiny):
     questions = [Question(1, "qa", "qa", ["ab", "c"])]
-    ids = cost_run.repeat_text(tiny.runtime.pair.tokenizer, questions, 13)
-    once = tiny.runtime.pair.tokenizer.encode("ab c")
+    ids = cost_run.repeat_text(tiny.session.pair.tokenizer, questions, 13)
+    once = tiny.session.pair.tokenizer.encode("ab c")
     assert ids == (once * 13)[:13] and len(once) < 13
     assert len(tiny.text) == 48
 

@@ -19,6 +19,7 @@ from gammatune.report import metrics
 from gammatune.runs.store import read_run
 from gammatune.studies.bounds import estimate_match_rate
 from gammatune.studies.importers.specbench import Schedule, build_schedule, category_of, import_answers, schedule_names
+from gammatune.traces import TextTrace
 
 SPECBENCH = Path(__file__).parents[3] / "shared" / "specbench"
 DRAFTED_LOG = SPECBENCH / "vicuna-7b-v1.3-sps-68m-mt_bench.jsonl"
@@ -44,12 +45,17 @@ ANSWER = [
 ]
 
 
+def make_trace(match: np.ndarray) -> TextTrace:
+    """Matches alone, as a log tells them."""
+    return TextTrace(match, None, EMPTY.astype(np.int8), EMPTY.astype(bool), None)
+
+
 def draw_turn(rng: np.random.Generator, question: int, turn: int, budget: int) -> AcceptanceTurn:
     """A turn whose draft is right at random, in good and bad stretches; one in four runs into the budget."""
     finish = "length" if rng.random() < 0.25 else "eos"
     tokens = budget if finish == "length" else int(rng.integers(1, budget))
     match = (rng.random(tokens) < np.repeat(rng.random(tokens // 10 + 1), 10)[:tokens]).astype(np.int8)
-    return AcceptanceTurn(question, "qa", "qa", turn, 0, budget, finish, EMPTY, match, None, EMPTY, EMPTY.astype(bool), None)
+    return AcceptanceTurn(question, "qa", "qa", turn, 0, budget, finish, EMPTY, make_trace(match))
 
 
 def draw_table(seed: int, budget: int = 90) -> AcceptanceTable:
@@ -151,7 +157,7 @@ def test_a_failed_turn_is_left_out_and_named(tmp_path, heuristic):
 
 @pytest.fixture
 def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `python -m gammatune`, in this process."""
+    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
 
     def main(*words):
         capsys.readouterr()
@@ -242,7 +248,7 @@ def test_text_that_looks_like_a_template_is_only_text(tmp_path, heuristic):
 def test_wrong_options_are_refused(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     hits = np.array([1, 1, 1, 1, 1, 0, 1, 1], np.int8)
-    turn = AcceptanceTurn(321, "qa", "qa", 0, 0, 90, "eos", EMPTY, hits, None, EMPTY, EMPTY, None)
+    turn = AcceptanceTurn(321, "qa", "qa", 0, 0, 90, "eos", EMPTY, make_trace(hits))
     write_log(Path("log.jsonl"), AcceptanceTable([turn]), POLICIES["hf_heuristic"]())
     for words, sentence in {
         "--schedule hf_heuristics": "hf_heuristics is not known: choose one of fixed, ",

@@ -29,13 +29,13 @@ def table():
 
 def milliseconds(rounds, prompt_tokens: int, watched: bool) -> float:
     """One turn at the prices of stored_study.make_curve, added up round by round."""
-    drafts = any(r.draft_forwards for r in rounds)
+    drafts = any(r.forwards for r in rounds)
     total, full_before = 6 + 0.7 * prompt_tokens if drafts else 5 + 0.5 * prompt_tokens, False
     for r in rounds:
         total += 20 + r.drafted + 0.004 * r.context + 0.125
-        total += r.draft_forwards * ((2.2 if watched else 2.0) + 0.001 * r.context)
-        total += (0.5 + 0.25 * full_before) if r.draft_forwards else 0
-        full_before = r.accepted == r.draft_forwards
+        total += r.forwards * ((2.2 if watched else 2.0) + 0.001 * r.context)
+        total += (0.5 + 0.25 * full_before) if r.forwards else 0
+        full_before = r.accepted == r.forwards
     return total
 
 
@@ -96,7 +96,7 @@ def test_counts_of_the_ranking_by_hand(study, table):
     row = study.ranking.set_index("policy").loc["p_min"]
     rounds = sum(replay(prepare(table), POLICIES["p_min"](), keep_rounds=True).logs, [])
     drafted, accepted = sum(r.drafted for r in rounds), sum(r.accepted for r in rounds)
-    forwards = sum(r.draft_forwards for r in rounds)
+    forwards = sum(r.forwards for r in rounds)
     assert row["rounds"] == len(rounds) and forwards > drafted
     assert row["mean_accepted_tokens"] == pytest.approx(table.tokens / len(rounds))
     assert row["acceptance_rate"] == pytest.approx(accepted / drafted)
@@ -165,8 +165,8 @@ def test_one_question_per_task_gives_numbers_without_intervals(tmp_path):
 
 
 def strip_signals(table: AcceptanceTable) -> AcceptanceTable:
-    bare = {"signals": None, "tails": None, "tail_steps": np.zeros(0, np.int8), "tail_ended": np.zeros(0, bool)}
-    return AcceptanceTable([replace(turn, **bare) for turn in table.turns], table.facts)
+    bare = {"signals": None, "continuations": None, "steps": np.zeros(0, np.int8), "ended": np.zeros(0, bool)}
+    return AcceptanceTable([replace(turn, trace=replace(turn.trace, **bare)) for turn in table.turns], table.facts)
 
 
 def test_a_table_that_cannot_be_replayed_for_all_policies_is_refused(tmp_path):
