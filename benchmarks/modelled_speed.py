@@ -25,11 +25,13 @@ from gammatune.runs.store import StoredArm, StoredRun, read_run
 
 
 def require_same(run: StoredRun, curve: PriceList) -> None:
-    """Raises UserError where the prices are of another pair, device, precision or runtime than the run."""
-    runtime = run.facts["runtime"]
-    there = run.facts | {name: runtime[name] for name in ("device", "dtype")} | {"runtime": runtime["name"]}
-    here = curve.facts | {"runtime": curve.facts.get("runtime", {}).get("name")}
-    other = [name for name in ("pair", "weights", "device", "dtype", "runtime") if here.get(name) != there.get(name)]
+    """Raises UserError where the prices are of another pair, device, precision, runtime or thread count than the run."""
+    names = ("pair", "weights", "device", "dtype", "runtime", "threads")
+    ran, priced = run.facts["runtime"], curve.facts.get("runtime", {})
+    there = run.facts | {name: ran[name] for name in ("device", "dtype")}
+    there |= {"runtime": ran["name"], "threads": run.arms[0].provenance.get("threads")}
+    here = curve.facts | {"runtime": priced.get("name"), "threads": priced.get("threads")}
+    other = [name for name in names if here.get(name) != there.get(name)]
     if other:
         raise UserError(
             f"The prices and the run {run.name} differ in {', '.join(other)}: measure prices with the run's settings."

@@ -1,4 +1,4 @@
-"""The draft: a few layers of the target, narrowed, between the target's own embedding and output head."""
+"""The draft: a few layers of the target, narrowed, between the target's own embedding and LM head."""
 
 import json
 from copy import deepcopy

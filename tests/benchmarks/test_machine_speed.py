@@ -178,7 +178,7 @@ def test_the_interval_of_a_median_narrows_with_more_questions(load_benchmark):
     assert many["median"] == 2.0 and many["high"] - many["low"] <= 1.0
 
 
-def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys):
+def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys, tmp_path):
     """A stored run, whose prices were measured on the same machine but on another day."""
     folder, benchmark = ROOT / "results" / "reference", load_benchmark("modelled_speed")
     run, prices = folder / "smollm2-draft-135m-demo-2828959329", folder / "smollm2-draft-135m-specbench" / "prices.json"
@@ -191,6 +191,10 @@ def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys):
     other = folder / "speed-2-core-xeon" / "prices-compiled-bf16.json"
     assert benchmark.main(["--run", str(run), "--prices", str(other)]) == 2
     assert "differ in weights, dtype, runtime" in capsys.readouterr().err
+    slower = json.loads(prices.read_text()) | {"runtime": {"name": "eager", "threads": 1}}
+    (tmp_path / "prices.json").write_text(json.dumps(slower))
+    assert benchmark.main(["--run", str(run), "--prices", str(tmp_path / "prices.json")]) == 2
+    assert "differ in threads: measure" in capsys.readouterr().err
 
 
 def test_replay_throughput_tries_a_thousand_settings_of_each(load_benchmark):
