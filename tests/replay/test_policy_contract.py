@@ -8,7 +8,7 @@ from table_model import draw_prompt, table_engine
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
-from gammatune.policies.session import PolicyError
+from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.replay.simulate import prepare, replay
 
 ENGINE = table_engine()
@@ -182,6 +182,20 @@ def test_a_state_is_logged_as_it_was(turns):
     for logs in (run_live(ENGINE, PROMPTS, Owning(), BUDGET), replay(turns, Owning(), keep_rounds=True).logs):
         steps = [r.state["step"] for r in logs[0]]
         assert steps[0] == 0 and steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    ("carry", "resets"),
+    [("turn", [(1, 0), (1, 1), (2, 0), (2, 1), (2, 0)]), ("question", [(1, 0), (2, 0), (2, 0)]), ("never", [])],
+)
+def test_a_policy_forgets_at_the_boundary_that_its_carry_names(carry, resets):
+    """The same question from its first turn on is a new one: another pass over the questions."""
+    found, policy = [], Scripted(carry=carry)
+    session = PolicySession(policy)
+    for place in [(1, 0), (1, 1), (2, 0), (2, 1), (2, 0)]:
+        policy.reset = lambda place=place: found.append(place)
+        session.start(*place)
+    assert found == resets
 
 
 def test_an_interrupt_is_no_error_of_the_policy(turns):
