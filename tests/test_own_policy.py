@@ -22,8 +22,21 @@ from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "results" / "reference" / "smollm2-draft-135m-demo-2828959329"
-#: The example of docs/policies.md
-HALVING = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "policies.md").read_text(), re.DOTALL)[1]
+
+
+def example(page: str) -> str:
+    """The policy that a page shows."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return next(block for block in blocks if "class Halving" in block)
+
+
+HALVING = example("README.md")
+
+
+def test_both_pages_show_the_same_policy():
+    assert example("docs/policies.md") == HALVING
+
+
 OTHERS = {
     "others.py": """
         from dataclasses import dataclass, field
