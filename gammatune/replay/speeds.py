@@ -1,6 +1,5 @@
 """From policies to speeds: a table and a price list give every question's modelled tokens per second under any policy."""
 
-import os
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from gammatune.machine import available_cores
 from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, price
 from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
@@ -67,17 +67,12 @@ def split_questions(task: np.ndarray) -> np.ndarray:
 
 def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = None) -> np.ndarray:
     """[policies, questions]; over several processes when there are many policies."""
-    workers = workers or count_cores()
+    workers = workers or available_cores()
     if workers == 1 or len(policies) < FEW:
         return np.stack([bench.speeds(policy) for policy in show(policies, len(policies))])
     with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
         done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (8 * workers)))
         return np.stack(list(show(done, len(policies))))
-
-
-def count_cores() -> int:
-    """Cores that this process may use; macOS cannot be asked which those are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def show(items: Iterable, total: int) -> Iterable:

@@ -5,13 +5,13 @@ only if their logits are eager's to rounding. On CUDA the compiled form is taken
 recording graphs only to compare them takes longer than a choice may.
 """
 
-import os
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
 import torch
 
+from gammatune.machine import available_cores
 from gammatune.models.pair import Pair
 from gammatune.runtimes import cuda, native
 from gammatune.runtimes.base import Model, Models, build_models
@@ -199,13 +199,6 @@ def thread_counts(threads: int | None) -> list[int]:
         return [threads]
     cores = available_cores()
     return sorted({cores, *(2**power for power in range(cores.bit_length()))}, reverse=True)
-
-
-def available_cores() -> int:
-    """Cores that this process may use; all of them where the system does not say (macOS)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def explain(best: Candidate, candidates: list[Candidate], rejected: str | None) -> str:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from gammatune.cache_dir import cache_dir
 from gammatune.errors import UserError
+from gammatune.machine import cache_dir
 
 SOURCE = Path(__file__).with_name("llama_step.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC", "-shared")

@@ -15,9 +15,9 @@ from operator import attrgetter
 from pathlib import Path
 from random import Random
 
-from gammatune.cache_dir import cache_dir
 from gammatune.config import CATEGORIES, PINNED, TasksConfig, task_of
 from gammatune.errors import UserError
+from gammatune.machine import cache_dir
 
 SPECBENCH_URL = "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
 SPECBENCH_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007fafdf04"

@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 import time
+import types
 
-from gammatune.runs import monitor
+import torch
+
+from gammatune.runs import monitor, provenance
 
 
 def wait_for(holds, seconds: float = 20.0) -> bool:
@@ -50,3 +53,15 @@ def test_a_killed_parent_takes_its_monitor_along(tmp_path):
 def test_an_unwritable_file_does_not_disturb(tmp_path):
     with monitor.watch_machine(tmp_path / "no" / "folder" / "machine.jsonl", period_s=0.05):
         assert os.getpid()
+
+
+def test_a_gpu_is_found_by_its_uuid_and_a_cpu_asks_for_none(monkeypatch):
+    """torch counts the GPUs that CUDA_VISIBLE_DEVICES leaves, NVML counts all: an index names two of them."""
+    nvml = types.SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetHandleByUUID=lambda uuid: f"handle of {uuid}")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    assert monitor.open_gpu("GPU-1f3a") == (nvml, "handle of GPU-1f3a")
+    assert monitor.open_gpu("") is None
+    assert provenance.gpu_uuid(torch.device("cpu")) == ""
+    properties = types.SimpleNamespace(uuid="1f3a")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert provenance.gpu_uuid(torch.device("cuda", 1)) == "GPU-1f3a"

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 
-from gammatune.cache_dir import cache_dir
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
+from gammatune.machine import cache_dir
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession

@@ -3,9 +3,9 @@ import json
 
 import pytest
 
-from gammatune.cache_dir import cache_dir
 from gammatune.config import TasksConfig
 from gammatune.errors import UserError
+from gammatune.machine import cache_dir
 from gammatune.tasks import questions
 from gammatune.tasks.questions import SPECBENCH_SHA256, SPECBENCH_URL, load_questions
 

@@ -1,4 +1,4 @@
-"""Where gammatune keeps files that it fetched."""
+"""What this machine offers: a folder for fetched files, and cores."""
 
 import os
 from pathlib import Path
@@ -21,3 +21,10 @@ def cache_dir() -> Path:
             "can be written."
         ) from error
     return folder
+
+
+def available_cores() -> int:
+    """Cores that this process may use; all of them where the system does not say which those are (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
