@@ -52,7 +52,8 @@ class Drafter:
     def propose(self, text: list[int], block: Block) -> Proposal:
         """Up to `block.limit` tokens to follow the text; `block.add` says after each whether to go on.
 
-        The proposal holds `block.drafted` tokens. It may be empty.
+        The proposal holds `block.drafted` tokens. It may be empty. A drafter with signals hands `block.add` those of each
+        token; in greedy decoding `chosen` is `top1`, as the replay takes it to be.
         """
         raise NotImplementedError
 

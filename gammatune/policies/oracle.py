@@ -12,9 +12,10 @@ class Oracle(Policy):
     """Plans what `foresee` told: the number of draft tokens up to the first mismatch, the answer's last token left to the
     target, which gives it away with the same forward.
 
-    No drafting rule needs fewer target forwards, and none of its draft tokens is rejected. So none is cheaper either where
-    verifying k tokens costs a + b k and a draft step costs less than a. Only replay knows that number; plan raises
-    UserError while nobody has told it.
+    None of its draft tokens is rejected, and where the draft's next token depends on the text alone, no rule needs fewer
+    target forwards. So none is cheaper either where verifying k tokens costs a + b k and a draft step costs less than a.
+    With prompt lookup a shorter block can lead to a better start. Only replay knows that number; plan raises UserError
+    while nobody has told it.
     """
 
     name: ClassVar[str] = "oracle"
