@@ -30,8 +30,8 @@ class Bandwidth:
     by_operation: dict[str, float]  # median of each
 
 
-def measure_bandwidth(device: torch.device, mib: int = 1024, repeats: int = 15) -> Bandwidth:
-    """Read and copy a buffer of `mib` MiB, all threads. Raises UserError where two such do not fit."""
+def make_arms(device: torch.device, mib: int) -> list[Arm]:
+    """One per operation, on one buffer of `mib` MiB. Raises UserError where two such do not fit."""
     needed, free = 2 * mib * 2**20, free_bytes(device)
     if needed > free:
         raise UserError(
@@ -46,17 +46,29 @@ def measure_bandwidth(device: torch.device, mib: int = 1024, repeats: int = 15) 
         "matrix times vector": lambda: torch.mv(buffer, vector),
         "copy": lambda: other.copy_(buffer),
     }
-    arms = [Arm({"operation": name}, lambda _, work=work: {} if work() is None else {}) for name, work in operations.items()]
-    seconds = measure(arms, range(repeats), device).groupby("operation")["seconds"].median()
     size = buffer.numel() * buffer.element_size() / 1e9
-    speeds = {name: size * (2 if name == "copy" else 1) / float(seconds[name]) for name in operations}
+
+    def run(name: str) -> dict:
+        operations[name]()
+        return {}
+
+    return [
+        Arm({"operation": name, "gigabytes": size * (2 if name == "copy" else 1)}, lambda _, name=name: run(name))
+        for name in operations
+    ]
+
+
+def find_bandwidth(measured: pd.DataFrame) -> Bandwidth:
+    """From a row per call of the arms above."""
+    calls = measured.groupby("operation", sort=False)
+    speeds = (calls["gigabytes"].first() / calls["seconds"].median()).to_dict()
     fastest = max((name for name in speeds if name != "copy"), key=speeds.get)
     return Bandwidth(speeds[fastest], speeds["copy"], fastest, speeds)
 
 
 def report(options, config: RunConfig) -> int:
     device = choose_device(config.runtime.device)
-    found = measure_bandwidth(device, options.copy_mib, options.repeats)
+    found = find_bandwidth(measure(make_arms(device, options.copy_mib), range(options.repeats), device))
     table = pd.DataFrame(found.by_operation.items(), columns=["operation", "GB/s"])
     print_report([table], {**asdict(found), "mib": options.copy_mib}, device, digits=1)
     return 0

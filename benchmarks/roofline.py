@@ -1,19 +1,20 @@
 """How near is a decode step to what memory allows? python benchmarks/roofline.py [options] [KEY=VALUE ...]
 
 At batch size 1 a step must read every matrix and the cached keys and values once. The first table says how many bytes that
-is and how long it takes at the bandwidth measured here: the floor. Then steps are measured: one new token for target and
-draft, and blocks of 2, 6 and 16 tokens that the target verifies. A draft step comes before each target step, as in decoding,
-since what one model leaves in the caches is time for the other. The floor is for weights that come from memory: a model that
-fits the caches can be faster. Only the forward is timed, not the crop after it. The last line is one JSON object.
+is and how long it takes at the bandwidth measured here: the floor. The second has steps: one new token for target and draft,
+and blocks of 2, 6 and 16 tokens that the target verifies. A draft step comes before each target step, as in decoding, since
+what one model leaves in the caches is time for the other. Bandwidth and steps are measured in turn. The floor is for weights
+that come from memory: a model that fits the caches can be faster. Only the forward is timed, not the crop after it. The last
+line is one JSON object.
 """
 
 import random
 import sys
 from dataclasses import dataclass
 
+import bandwidth
 import pandas as pd
 import torch
-from bandwidth import COPY_MIB, measure_bandwidth
 from harness import Arm, Decoder, build_decoders, load_pairs, make_parser, measure, print_report, run_benchmark, tabulate
 from torch import nn
 
@@ -56,9 +57,9 @@ def make_arm(decoder: Decoder, dtype: str, tokens: int, text: list[int], context
     return Arm({"dtype": dtype, "runtime": decoder.name, "tokens": tokens}, step)
 
 
-def measure_steps(arms: list[Arm], repeats: int, device: torch.device) -> pd.DataFrame:
+def list_steps(measured: pd.DataFrame) -> pd.DataFrame:
     """A row per model, arm and repeat, with its ms; the draft's come from the arms of one token."""
-    found = measure(arms, range(repeats), device)
+    found = measured.dropna(subset="tokens").astype({"tokens": int})
     steps = found.melt([*LABELS[1:], "input"], ["target", "draft"], var_name="model", value_name="ms")
     return steps[(steps["model"] == "target") | (steps["tokens"] == 1)]
 
@@ -71,26 +72,28 @@ def report(options, config: RunConfig) -> int:
             f"--context {options.context} leaves no place for a block of {max(BLOCKS)} tokens, since {pair.name} addresses "
             f"{pair.context}: choose at most {pair.context - max(BLOCKS)}."
         )
-    bandwidth = measure_bandwidth(pair.device, options.copy_mib)
-    roles = [(role, dtype, one) for dtype, one in pairs.items() for role in ("target", "draft")]
-    floors = {(role, dtype): count_floor(getattr(one, role), one.dtype, options.context) for role, dtype, one in roles}
-    floor_ms = {key: floor.ms(bandwidth.read_gbps) for key, floor in floors.items()}
-    card = [(*key, floor.weights / 1e6, floor.cache / 1e6, floor_ms[key]) for key, floor in floors.items()]
-
     text = random.Random(0).choices(range(pair.vocab_size), k=options.context + max(BLOCKS))
     decoders = [(dtype, decoder) for dtype, one in pairs.items() for decoder in build_decoders(one).values()]
     arms = [make_arm(decoder, dtype, n, text, options.context) for dtype, decoder in decoders for n in BLOCKS]
-    table = tabulate(measure_steps(arms, options.repeats, pair.device), LABELS, ["ms"], "ms")
+    arms += bandwidth.make_arms(pair.device, options.copy_mib)
+    measured = measure(arms, range(options.repeats), pair.device)
+    memory = bandwidth.find_bandwidth(measured)
+
+    roles = [(role, dtype, one) for dtype, one in pairs.items() for role in ("target", "draft")]
+    floors = {(role, dtype): count_floor(getattr(one, role), one.dtype, options.context) for role, dtype, one in roles}
+    floor_ms = {key: floor.ms(memory.read_gbps) for key, floor in floors.items()}
+    card = [(*key, floor.weights / 1e6, floor.cache / 1e6, floor_ms[key]) for key, floor in floors.items()]
+    table = tabulate(list_steps(measured), LABELS, ["ms"], "ms")
     table.insert(4, "floor_ms", [floor_ms[key] for key in zip(table["model"], table["dtype"], strict=True)])
     table["share"] = table["floor_ms"] / table["ms"]
-    table["gbps"] = table["share"] * bandwidth.read_gbps
+    table["gbps"] = table["share"] * memory.read_gbps
 
     steps = table[(table["model"] == "target") & (table["tokens"] == 1)]
     best = steps.loc[steps["ms"].idxmin()]  # of plain decode steps of the target
     result = {"target_share": float(best["share"]), "runtime": best["runtime"], "dtype": best["dtype"]}
-    result |= {"bandwidth_gbps": bandwidth.read_gbps, "copy_gbps": bandwidth.copy_gbps, "context": options.context}
+    result |= {"bandwidth_gbps": memory.read_gbps, "copy_gbps": memory.copy_gbps, "context": options.context}
     notes = (
-        f"Memory reads at {bandwidth.read_gbps:.1f} GB/s ({bandwidth.read_by}), copies at {bandwidth.copy_gbps:.1f} GB/s. "
+        f"Memory reads at {memory.read_gbps:.1f} GB/s ({memory.read_by}), copies at {memory.copy_gbps:.1f} GB/s. "
         f"The floor is what one step must read after {options.context} tokens; share is floor_ms / ms."
     )
     columns = ["model", "dtype", "weights_mb", "cache_mb", "floor_ms"]
@@ -99,7 +102,11 @@ def report(options, config: RunConfig) -> int:
 
 
 def build_parser():
-    numbers = {"context": (512, 1, "tokens in the caches"), "repeats": (40, 2, "timed passes"), "copy_mib": COPY_MIB}
+    numbers = {
+        "context": (512, 1, "tokens in the caches"),
+        "repeats": (40, 2, "timed passes"),
+        "copy_mib": bandwidth.COPY_MIB,
+    }
     return make_parser(__doc__, numbers, dtypes=True)
 
 
