@@ -7,7 +7,7 @@ import pytest
 from other_settings import ONLY_ONE, OTHER_SETTINGS, RULES, other_values
 
 from gammatune.errors import UserError
-from gammatune.policies import POLICIES, DraftSignal
+from gammatune.policies import POLICIES, Signals
 from gammatune.records import Round
 
 LONGEST, ROUNDS_PER_TURN, NATS = 24, 30, 4.0
@@ -39,7 +39,7 @@ def run_round(policy, matching, budget, top) -> Round:
         stop = "budget"
     for index in range(drafted if policy.watches_draft else 0):
         entropy = NATS * (1 - top[index])
-        if not policy.keep_drafting(DraftSignal(index, top[index], entropy, 0.1, top[index])):
+        if not policy.keep_drafting(Signals(index, top[index], entropy, 0.1, top[index])):
             drafted, stop = index + (policy.stop_token == "include"), "policy"
             break
     accepted = min(matching, drafted)

@@ -5,7 +5,7 @@ A shipped policy is one module in this folder, found by itself. Presets of a rul
 
 from pathlib import Path
 
-from gammatune.policies.base import DraftSignal, Policy
+from gammatune.policies.base import Policy, Signals
 from gammatune.registry import Registry, discover
 
 #: Order in tables and figures; names that are not listed here come after these
@@ -42,4 +42,4 @@ POLICIES = Registry(
     several=True,
 )
 
-__all__ = ["POLICIES", "DraftSignal", "Policy"]
+__all__ = ["POLICIES", "Signals", "Policy"]

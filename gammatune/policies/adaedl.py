@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, Policy, require
+from gammatune.policies.base import Policy, Signals, require
 from gammatune.records import Round
 
 
@@ -65,7 +65,7 @@ class AdaEDL(Policy):
     def plan(self) -> int:
         return self.gamma
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         return signal.index == 0 or 1 - sqrt(self.factor * signal.entropy) >= self.threshold_now
 
     def observe(self, finished: Round) -> None:

@@ -4,8 +4,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from gammatune.errors import UserError
-from gammatune.records import Round
-from gammatune.records import Signals as DraftSignal
+from gammatune.records import Round, Signals
 
 CARRIES = ("turn", "question", "never")
 STOP_TOKENS = ("include", "exclude")
@@ -54,7 +53,7 @@ class Policy:
         """Gamma of the next round, >= 0; 0 is a plain target step."""
         raise NotImplementedError
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         """Called after each draft token when `watches_draft`; False ends the block."""
         return True
 

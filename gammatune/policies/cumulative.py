@@ -13,7 +13,7 @@ benchmark. Its head scores each token one step late; the probability used here n
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, require
+from gammatune.policies.base import Signals, require
 from gammatune.policies.fixed import Fixed
 
 
@@ -38,6 +38,6 @@ class Cumulative(Fixed):
         require(self, "gamma_min", self.gamma_min >= 1, "1 or more")
         require(self, "threshold", 0.0 <= self.threshold <= 1.0, "between 0 and 1")
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         self.survival = signal.top1 * (self.survival if signal.index else 1.0)
         return 1 - self.survival <= self.threshold or signal.index + 1 < self.gamma_min

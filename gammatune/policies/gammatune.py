@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, Policy, require
+from gammatune.policies.base import Policy, Signals, require
 from gammatune.records import Round
 
 FULL_TESTS = ("planned", "drafted")
@@ -104,5 +104,5 @@ class GammaTunePlus(GammaTune):
         require(self, "tau", 0.0 <= self.tau <= 1.0, "between 0 and 1")
         super().__post_init__()
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         return signal.top1 >= self.tau

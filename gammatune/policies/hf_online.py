@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from gammatune.policies.base import DraftSignal, Policy, require
+from gammatune.policies.base import Policy, Signals, require
 from gammatune.policies.transformers_rules import HFConfidence
 from gammatune.records import Round
 
@@ -50,7 +50,7 @@ class HFConfidenceOnline(HFConfidence):
         self.matches: list[int] = []
         self.block: list[float] = []
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         if signal.index == 0:
             self.block.clear()
         self.block.append(signal.chosen)

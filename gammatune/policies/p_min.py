@@ -11,7 +11,7 @@ away, is left out, because a policy here cannot change a finished block.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, require
+from gammatune.policies.base import Signals, require
 from gammatune.policies.fixed import Fixed
 
 
@@ -32,5 +32,5 @@ class PMin(Fixed):
         super().__post_init__()
         require(self, "p_min", 0.0 <= self.p_min <= 1.0, "between 0 and 1")
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         return signal.top1 >= self.p_min

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, require
+from gammatune.policies.base import Signals, require
 from gammatune.policies.fixed import Fixed
 
 
@@ -36,5 +36,5 @@ class SVIP(Fixed):
         require(self, "factor", self.factor > 0.0, "above 0")
         require(self, "threshold", self.threshold >= 0.0, "0 or more")
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         return sqrt(self.factor * signal.entropy) <= self.threshold

@@ -7,7 +7,7 @@ up to 4.42 the heuristic schedule from 5; from 4.46 a constant 20 with confidenc
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gammatune.policies.base import DraftSignal, Policy, require
+from gammatune.policies.base import Policy, Signals, require
 from gammatune.policies.fixed import Fixed
 from gammatune.policies.gammatune import FULL_TESTS
 from gammatune.records import Round
@@ -70,5 +70,5 @@ class HFConfidence(Fixed):
         super().__post_init__()
         require(self, "threshold", 0.0 <= self.threshold <= 1.0, "between 0 and 1")
 
-    def keep_drafting(self, signal: DraftSignal) -> bool:
+    def keep_drafting(self, signal: Signals) -> bool:
         return signal.chosen >= self.threshold

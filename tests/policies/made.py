@@ -1,6 +1,6 @@
 """Rounds and signals made by hand."""
 
-from gammatune.policies import DraftSignal
+from gammatune.policies import Signals
 from gammatune.records import Round
 
 
@@ -9,11 +9,11 @@ def finished(planned: int, accepted: int, drafted: int | None = None, stop: str 
     return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 10)
 
 
-def signal(top1: float = 0.5, chosen: float | None = None, entropy: float = 1.0, index: int = 0) -> DraftSignal:
-    return DraftSignal(index=index, top1=top1, entropy=entropy, margin=0.1, chosen=top1 if chosen is None else chosen)
+def signal(top1: float = 0.5, chosen: float | None = None, entropy: float = 1.0, index: int = 0) -> Signals:
+    return Signals(index=index, top1=top1, entropy=entropy, margin=0.1, chosen=top1 if chosen is None else chosen)
 
 
-def draft_block(policy, signals: list[DraftSignal]) -> int:
+def draft_block(policy, signals: list[Signals]) -> int:
     """Tokens drafted where the draft gives `signals`, as the decoding loop counts them."""
     planned = policy.plan()
     for seen in signals[:planned]:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gammatune.policies.base import DraftSignal, Policy
+from gammatune.policies.base import Policy, Signals
 from gammatune.policies.fixed import Autoregressive, Fixed
 from gammatune.policies.gammatune import GammaTune, GammaTunePlus
 from gammatune.records import Round, TurnLog
@@ -160,5 +160,5 @@ def draft_length(policy: Policy, planned: int, hits: list[bool]) -> int:
     reach = min(planned, len(hits))
     if not policy.watches_draft:
         return reach
-    signals = [DraftSignal(i, 0.8 if hits[i] else 0.3, 1.0, 0.2, 0.8) for i in range(reach)]
+    signals = [Signals(i, 0.8 if hits[i] else 0.3, 1.0, 0.2, 0.8) for i in range(reach)]
     return next((signal.index + 1 for signal in signals if not policy.keep_drafting(signal)), reach)
