@@ -25,6 +25,7 @@ def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """argparse alone refuses key=value words that come after an option; here they may come anywhere."""
     parser = argparse.ArgumentParser(prog="gammatune", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("run", help="the main job: decode questions with a pair, all policies beside each other")
     for module in COMMANDS:
         module.add_command(commands)
     options, rest = parser.parse_known_args(arguments)

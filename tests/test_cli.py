@@ -187,3 +187,11 @@ def test_an_own_run_named_like_a_reference_run_replaces_nothing(rebuild, tmp_pat
         store_run(tmp_path / place / "same", SMALL)
     rebuild()
     assert {folder.name for folder in (tmp_path / "out" / "tables").iterdir()} == {"same", "same-own"}
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    names = ["run", "record", "prices", "headline", "sweep", "bounds", "import", "export", "report", "paper-tables", "show"]
+    assert all(f"\n    {name} " in listed or f"\n    {name}\n" in listed for name in names)
