@@ -136,7 +136,7 @@ def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path
 
 @pytest.fixture
 def started(tmp_path, small):
-    """A process in the middle of a run, its first answers on disk; and the folder that it writes to."""
+    """A process in the middle of a run, stopped with its first answers on disk so that it cannot end; and its arguments."""
     arguments = [
         *small,
         "policy=[fixed,hf_heuristic]",
@@ -156,6 +156,7 @@ def started(tmp_path, small):
     )
     while process.poll() is None and not any(log.stat().st_size for log in tmp_path.glob("*/*/turns.jsonl")):
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)
     yield process, arguments
     process.kill()
     process.communicate()
@@ -165,6 +166,7 @@ def started(tmp_path, small):
 def test_control_c_ends_with_a_sentence_that_says_how_to_go_on(started):
     process, _ = started
     process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.splitlines()[-1].startswith("gammatune: Interrupted; complete answers are kept in ")
