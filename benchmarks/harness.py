@@ -45,8 +45,7 @@ class Decoder:
 
     def warm(self, longest: int) -> None:
         """Prepare every forward over texts of up to `longest` tokens, so that no timed call records a graph."""
-        self.models["target"].warm(range(1, DEPTH + 2), context=longest)
-        self.models["draft"].warm((1, 2), context=longest, keep=1)
+        self.engine.warm(DEPTH, context=longest)
 
     def answer(self, prompt: list[int], policy: Policy, tokens: int) -> Generation:
         session = PolicySession(policy)

@@ -21,6 +21,7 @@ import setuptools  # noqa: F401  torch.compile needs it, and it refuses to load 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from gammatune import cli
 from gammatune.compose import read_config, register_schemas
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +101,19 @@ def call_run(monkeypatch, capfd, tmp_path):
         return Ended(ended.value.code, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def call(capsys):
+    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
+
+    def main(*words):
+        GlobalHydra.instance().clear()
+        capsys.readouterr()
+        code = cli.main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return main
 
 
 @pytest.fixture

@@ -37,18 +37,6 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
-
-    def main(*words):
-        capsys.readouterr()
-        code = cli.main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return main
-
-
-@pytest.fixture
 def rebuild(call, tmp_path):
     """paper-tables over tmp_path/reference, runs and acceptance into tmp_path/out, or as the keywords say."""
 

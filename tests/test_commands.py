@@ -5,28 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 from replay.made_tables import contents, draw_table, make_turn
 
-from gammatune import cli
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, prices_to_json
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable, read_table, write_table
 from gammatune.studies.headline import METRICS, replay_all
-
-
-@pytest.fixture
-def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
-
-    def main(*words):
-        GlobalHydra.instance().clear()
-        capsys.readouterr()
-        code = cli.main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return main
 
 
 @pytest.fixture(scope="module")

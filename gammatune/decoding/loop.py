@@ -37,6 +37,16 @@ class Engine:
     ends: frozenset[int]  # ids that end an answer
     choice: str = ""  # why this runtime and so many threads, where they were measured (runtime=auto)
 
+    def warm(self, longest: int, context: int) -> None:
+        """Record what the device replays: blocks of up to `longest` drafted tokens, texts of up to `context` tokens.
+
+        No effect where nothing is recorded.
+        """
+        self.target.warm(range(1, longest + 2), context=context)
+        draft = self.drafter.workplace.model
+        if draft is not None:
+            draft.warm((1, 2), keep=1, context=context)
+
     def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> Trace:
         """What the drafter would propose at each position of the target's own greedy answer; see `Drafter.trace`."""
         self.drafter.begin(prompt, GreedySampler())

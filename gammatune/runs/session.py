@@ -73,12 +73,8 @@ class Session:
 
         Shorter blocks than a policy plans occur in every run: the budget and the end of the sequence cut them.
         """
-        target, draft = self.engine.target, self.engine.drafter.workplace.model
-        if target.records_graphs:
-            context = min(self.longest_text(), self.pair.context)
-            target.warm(range(1, DEPTH + 2), context=context)
-            if draft is not None:
-                draft.warm((1, 2), keep=1, context=context)
+        if self.engine.target.records_graphs:  # else counting every question's tokens would be for nothing
+            self.engine.warm(DEPTH, min(self.longest_text(), self.pair.context))
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
         engine = replace(self.engine, ends=frozenset())

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from report.stored import Recipe, change_done, store_run
 
-from gammatune import cli
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.policies.fixed import Fixed
@@ -153,18 +152,6 @@ def test_a_failed_turn_is_left_out_and_named(tmp_path, heuristic):
     table = import_answers(path, build_schedule("hf_heuristic", 5, 90))
     assert table.facts["failed"] == ["turn 2 of question 321"]
     assert [(turn.question_id, turn.turn) for turn in table.turns][:3] == [(321, 0), (322, 0), (322, 1)]
-
-
-@pytest.fixture
-def call(capsys):
-    """call(*words) -> (exit code, stdout, stderr) of `gammatune`, in this process."""
-
-    def main(*words):
-        capsys.readouterr()
-        code = cli.main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return main
 
 
 def refused(ended: tuple[int, str, str]) -> str:
