@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -13,12 +14,19 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 CONFIGS = Path(__file__).resolve().parent / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
 BAD_INPUT, INTERRUPTED = 2, 130
+#: what could steer a terminal or hide text: C0 and C1 controls but newline and tab, and marks that turn the writing round
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 #: config keys by which a class named by its path goes, and how the user wrote them
 WRITTEN: dict[str, str] = {}
 
 
 class UserError(Exception):
     """Bad input, a missing file or an unusable folder; entry points print the sentence and exit with code 2."""
+
+
+def printable(text: str) -> str:
+    """Text of a model, a file or a name as it may go to a terminal: control characters as \\x1b or \\u202e."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
@@ -37,7 +45,7 @@ def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "
     sentence = explain(error, folder_choice)
     if sentence is None:
         raise error
-    print(f"{speaker}{sentence}", file=sys.stderr)
+    print(printable(f"{speaker}{sentence}"), file=sys.stderr)
     return BAD_INPUT
 
 

@@ -110,7 +110,10 @@ def call(capsys):
     def main(*words):
         GlobalHydra.instance().clear()
         capsys.readouterr()
-        code = cli.main([str(word) for word in words])
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as ended:  # of argparse, and of Hydra's main job
+            code = ended.code
         return code, *capsys.readouterr()
 
     return main

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     {"", "errors"},
     {"records", "traces", "config", "machine", "plugins"},
+    {"files"},
     {"registry"},
     {"models", "policies", "tasks"},
     {"runtimes"},
@@ -24,7 +25,20 @@ FLOORS = (
     {"__main__"},
 )
 # What a command loads before it knows that a model is needed; a study that loads a model is imported when it runs
-LIGHT = {"errors", "records", "traces", "config", "registry", "compose", "policies", "replay", "report", "commands", "cli"}
+LIGHT = {
+    "errors",
+    "records",
+    "files",
+    "traces",
+    "config",
+    "registry",
+    "compose",
+    "policies",
+    "replay",
+    "report",
+    "commands",
+    "cli",
+}
 LIGHT_MODULES = {
     "gammatune.runs.store",
     "gammatune.studies.study",

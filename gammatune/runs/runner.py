@@ -10,15 +10,15 @@ from gammatune.compose import Arm, plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
 from gammatune.errors import UserError
+from gammatune.files import content_hash, hold_folder, read_json, write_json
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
-from gammatune.records import SCHEMA, TurnLog
+from gammatune.records import TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
-from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, open_session
-from gammatune.runs.store import Cell, RunFolder, open_run
+from gammatune.runs.store import UNUSABLE, Cell, RunFolder, open_run
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
@@ -96,8 +96,8 @@ class Runner:
     def stamp(self, cell: Cell, here: dict) -> None:
         path = cell.folder / "provenance.json"
         if not path.exists():
-            return write_json(path, {"schema": SCHEMA, **here, "sessions": [here["time"]]})
-        there = read_json(path)
+            return write_json(path, {**here, "sessions": [here["time"]]})
+        there = read_json(path, UNUSABLE)
         if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != here["device"]:
             raise UserError(
                 f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
@@ -108,7 +108,7 @@ class Runner:
     def write_header(self) -> None:
         header, shared = self.folder.path / "run.json", self.shared()
         if header.exists():
-            read_json(header)
+            read_json(header, UNUSABLE)
         arms = [
             {
                 "label": cell.arm.label,
@@ -122,7 +122,6 @@ class Runner:
         write_json(
             header,
             {
-                "schema": SCHEMA,
                 "run": content_hash([c.content for c in self.folder.cells]),
                 "name": self.folder.path.name,
                 **shared,

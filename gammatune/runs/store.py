@@ -27,13 +27,14 @@ import pandas as pd
 
 from gammatune.compose import Arm
 from gammatune.errors import UserError
+from gammatune.files import content_hash, read_json, write_json
 from gammatune.records import SCHEMA, TurnLog
 from gammatune.runs import frames
-from gammatune.runs.files import UNUSABLE, content_hash, read_json, write_json
 from gammatune.tasks.questions import Question
 
 BASELINE = "ar"
 MAKE_A_RUN = "make a run with `python run.py`"
+UNUSABLE = "delete that folder and run it again"
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Cell:
         return self.folder / "done.json"
 
     def read_done(self) -> dict | None:
-        return read_json(self.done_file) if self.done_file.exists() else None
+        return read_json(self.done_file, UNUSABLE) if self.done_file.exists() else None
 
     def refuse_changed(self) -> None:
         """Raises UserError when the log is no longer the one that the cell finished with."""
@@ -93,7 +94,7 @@ class Cell:
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
-        if config.exists() and content_hash(read_json(config)) != content_hash(self.content):
+        if config.exists() and content_hash(read_json(config, UNUSABLE)) != content_hash(self.content):
             raise UserError(
                 f"{config} does not describe this run (another pair, policy or task set): delete the folder "
                 f"{self.folder}, or choose another with results=FOLDER."
@@ -119,7 +120,7 @@ class Cell:
             log.write("".join(turn.to_json() + "\n" for turn in turns))
 
     def finish(self, summary: dict) -> None:
-        write_json(self.done_file, {"schema": SCHEMA, **summary, "sha256": hash_file(self.turns_file)})
+        write_json(self.done_file, {**summary, "sha256": hash_file(self.turns_file)})
 
 
 @dataclass
@@ -208,8 +209,8 @@ class StoredRun:
     @cached_property
     def pieces(self) -> dict[int, str]:
         """Text of each output token id. Raises UserError where pieces.json is missing or damaged."""
-        stored = read_json(self.path / "pieces.json", schema=False)
-        return {int(token): text for token, text in stored.items()}
+        stored = read_json(self.path / "pieces.json", UNUSABLE)
+        return {int(token): text for token, text in stored["pieces"].items()}
 
     @cached_property
     def machine(self) -> pd.DataFrame:
@@ -251,7 +252,7 @@ def read_facts(path: Path) -> dict:
         example = path / inside[0] if inside else "results/runs/NAME"
         hint = f"give the folder of one run, such as {example}" + ("" if inside else f", or {MAKE_A_RUN}")
         raise UserError(f"{path} holds no run.json, so it is no run: {hint}.")
-    facts = read_json(path / "run.json")
+    facts = read_json(path / "run.json", UNUSABLE)
     if not isinstance(facts.get("arms"), list) or not {"pair", "tasks", "runtime"} <= facts.keys():
         raise UserError(f"{path / 'run.json'} is damaged (arms, pair, tasks or runtime missing): {UNUSABLE}.")
     return facts
@@ -266,11 +267,11 @@ def read_arm(path: Path, described: dict) -> StoredArm:
     cell = path / arm.cell
     if not (cell / "done.json").is_file():
         return arm
-    arm.done = read_json(cell / "done.json")
+    arm.done = read_json(cell / "done.json", UNUSABLE)
     arm.status = arm.done.get("status", "error")
     if arm.status == "error":
         return arm
-    arm.provenance = read_json(cell / "provenance.json")
+    arm.provenance = read_json(cell / "provenance.json", UNUSABLE)
     arm.turns = read_turns(cell / "turns.jsonl", arm.done)
     return arm
 

@@ -4,8 +4,8 @@ from itertools import zip_longest
 
 from gammatune.decoding.exactness import compare_answers
 from gammatune.errors import UserError
+from gammatune.files import write_json
 from gammatune.records import TurnLog
-from gammatune.runs.files import write_json
 from gammatune.runs.session import Session
 from gammatune.runs.store import Cell, RunFolder, read_log
 from gammatune.tasks.prompts import answer_text
@@ -91,4 +91,4 @@ def write_pieces(folder: RunFolder, tokenizer) -> None:
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     prefix = tokenizer.decode(anchor)
     pieces = {str(token): tokenizer.decode([*anchor, token]).removeprefix(prefix) for token in sorted(ids)}
-    write_json(folder.path / "pieces.json", pieces)
+    write_json(folder.path / "pieces.json", {"pieces": pieces})

@@ -20,11 +20,11 @@ from gammatune.config import RunConfig
 from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
+from gammatune.files import content_hash, write_json
 from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
 from gammatune.replay.prices import SCHEMA, PriceList, prices_to_json
-from gammatune.runs.files import content_hash, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import Session, open_session
 from gammatune.studies.fit_prices import Samples, fit_prices

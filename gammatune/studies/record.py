@@ -7,11 +7,11 @@ from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
+from gammatune.files import content_hash, hold_folder, read_json, write_json
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
 from gammatune.runs.acceptance import Recording
-from gammatune.runs.files import content_hash, hold_folder, read_json, write_json
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
 from gammatune.tasks.questions import Question
@@ -49,12 +49,12 @@ class Recorder:
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""
-        write_json(self.recording.folder / "config.json", {"schema": SCHEMA, **self.recording.facts})
+        write_json(self.recording.folder / "config.json", self.recording.facts)
         path = self.recording.folder / "provenance.json"
-        sessions = read_json(path)["sessions"] if path.exists() else []
+        sessions = read_json(path, "choose another folder with --out")["sessions"] if path.exists() else []
         here = describe_environment(self.session.pair.device, self.session.pair.identity)
         here |= {"known_answers": len(self.known)}
-        write_json(path, {"schema": SCHEMA, "sessions": [*sessions, here]})
+        write_json(path, {"sessions": [*sessions, here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gammatune.files import write_json
 from gammatune.policies.base import Policy, Signals
 from gammatune.policies.fixed import Autoregressive, Fixed
 from gammatune.policies.gammatune import GammaTune, GammaTunePlus
@@ -52,7 +53,7 @@ def store_run(folder: Path, recipe: Recipe | None = None) -> Path:
     (folder / "run.json").write_text(json.dumps(facts | recipe.facts))
     turns = {arm["label"]: make_turns(arm, recipe) for arm in arms}
     pieces = {token: piece(token) for logs in turns.values() for log in logs for token in log.output_ids}
-    (folder / "pieces.json").write_text(json.dumps(pieces))
+    write_json(folder / "pieces.json", {"pieces": pieces})
     for arm in arms:
         store_cell(folder / arm["cell"], turns[arm["label"]], recipe.provenance)
     return folder

@@ -10,9 +10,9 @@ from gammatune.decoding.loop import Engine
 from gammatune.drafters.known import read_known
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
+from gammatune.files import hold_folder, read_json
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import read_table
-from gammatune.runs.files import hold_folder
 from gammatune.runs.store import read_run
 from gammatune.studies.replay_check import check_replay, replay_sentence
 
@@ -59,7 +59,7 @@ def test_the_second_turn_follows_the_first_answer(recorded):
 def test_only_the_table_and_its_papers_are_left(recorded):
     folder = recorded.parent
     assert sorted(file.name for file in folder.iterdir()) == ["acceptance.parquet", "config.json", "lock", "provenance.json"]
-    config, facts = json.loads((folder / "config.json").read_text()), read_table(recorded).facts
+    config, facts = read_json(folder / "config.json", "remake it"), read_table(recorded).facts
     assert config == {"schema": 2, **facts}
     sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
     assert len(sessions) == 1 and sessions[0]["known_answers"] == 0

@@ -12,6 +12,7 @@ from table_model import TableModel
 
 from gammatune.compose import plan_arms
 from gammatune.drafters.lookup import Lookup
+from gammatune.files import read_json
 from gammatune.policies import Policy
 from gammatune.runs.session import DEPTH
 from gammatune.runs.store import read_run
@@ -199,7 +200,7 @@ def test_the_run_says_what_it_was_and_ran_on(undisturbed):
         assert done["rounds"] == sum(len(turn[-1]) for turn in counted)
         assert (done["status"], done["exact"], done["repetitions"]) == ("ok", True, 2)
         assert done["peak_host_mib"] > 50 and done["peak_device_mib"] is None
-    pieces = json.loads((undisturbed.folder.path / "pieces.json").read_text())
+    pieces = read_json(undisturbed.folder.path / "pieces.json", "remake it")["pieces"]
     assert set(pieces) == {str(token) for turns in logged(undisturbed).values() for turn in turns for token in turn[5]}
 
 

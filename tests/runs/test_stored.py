@@ -1,12 +1,11 @@
 """What is on disk is named by its content, and refused in one sentence where it cannot be continued."""
 
-import json
 import shutil
 
 import pytest
 
 from gammatune.errors import UserError
-from gammatune.runs.files import hold_folder
+from gammatune.files import hold_folder, read_json, write_json
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def stored(undisturbed, make_runner, tmp_path):
 
 
 def change_json(path, **fields):
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    write_json(path, read_json(path, "remake it") | fields)
 
 
 def edit_lines(path, edit):
@@ -126,11 +125,9 @@ def test_a_plan_tells_finished_started_and_new_cells_apart(make_runner, undistur
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    from gammatune.runs.files import write_json
-
     path = tmp_path / "done.json"
     write_json(path, {"status": "ok"})
     with pytest.raises(TypeError):
         write_json(path, {("no", "key"): 1})
-    assert json.loads(path.read_text()) == {"status": "ok"}
+    assert read_json(path, "remake it") == {"schema": 2, "status": "ok"}
     assert [file.name for file in tmp_path.iterdir()] == ["done.json"]

@@ -1,0 +1,121 @@
+"""Files that outlive a process: written whole or not at all, sealed with a checksum, read with suspicion."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gammatune.errors import UserError
+from gammatune.records import SCHEMA, refuse_newer
+
+LARGEST_JSON = 64 * 2**20  # bytes; no file of ours comes near
+SEALED = 2  # schema from which a JSON file carries its checksum
+
+
+def content_hash(content) -> str:
+    """Ten hex digits of the SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical(content)).hexdigest()[:10]
+
+
+def canonical(content) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str).encode()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` when the block ends well, and nothing when it does not.
+
+    A reader sees the old file or the whole new one. A killed process leaves it: see `sweep_partials`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sweep_partials(folder: Path) -> None:
+    """Delete what killed processes left of `replacing`. Only by whoever holds the folder."""
+    for partial in folder.glob(".*.part"):
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write an object atomically, with its schema number and checksum."""
+    sealed = json.loads(canonical({"schema": SCHEMA} | content))  # as it will be read: keys are text, tuples are lists
+    sealed["checksum"] = hashlib.sha256(canonical(sealed)).hexdigest()
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(sealed, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path, remedy: str, known: int = SCHEMA) -> dict:
+    """A JSON object of ours, its checksum verified and taken off.
+
+    remedy: what to do about a damaged file. known: highest schema number that the caller reads. Files before schema 2 have
+    no checksum. Raises UserError, naming the file, where it is missing, damaged, changed or newer.
+    """
+    content = parse_object(read_text(file, remedy), file, remedy)
+    schema, checksum = content.get("schema"), content.pop("checksum", None)
+    if type(schema) is not int or schema < 1:
+        raise UserError(f"{file} is damaged (no schema number): {remedy}.")
+    refuse_newer(schema, file, known=known)
+    if checksum is None and schema >= SEALED or checksum not in (None, hashlib.sha256(canonical(content)).hexdigest()):
+        raise UserError(f"{file} is damaged or was changed (its checksum does not fit): {remedy}.")
+    return content
+
+
+def read_text(file: Path, remedy: str) -> str:
+    """A regular file of bearable size as text. Raises UserError, naming the file."""
+    try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file} is no regular file: {remedy}.")
+        if file.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{file} is larger than any file of ours ({file.stat().st_size:,} bytes): {remedy}.")
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): {remedy}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is damaged (no UTF-8 text): {remedy}.") from error
+
+
+def parse_object(text: str, where: object, remedy: str) -> dict:
+    """JSON text as a dict. Raises UserError, naming `where`, for anything else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:  # numbers of 5,000 digits are a ValueError too
+        raise UserError(f"{where} is damaged ({type(error).__name__}): {remedy}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is damaged (no JSON object): {remedy}.")
+    return content
+
+
+@contextmanager
+def hold_folder(path: Path, choice: str = "results=FOLDER"):
+    """Make a folder and hold it against a second process; the lock goes with this process, however it ends.
+
+    Raises UserError where it cannot be written or is held; choice: the setting that names another folder.
+    """
+    make_folder(path, choice)
+    with (path / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another process is already running {path}: wait for it, or choose another folder with {choice}."
+            ) from error
+        sweep_partials(path)
+        yield
+
+
+def make_folder(path: Path, choice: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe.{os.getpid()}.part"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write to {path} ({error.strerror}): choose another folder with {choice}.") from error

@@ -1,0 +1,8 @@
+"""Everything wrong that a user, a disk or a stranger can hand to a command: one module per kind, each with a `CASES` list.
+
+Run in this process by tests/test_bad_inputs.py, and with random ones beside in processes of their own by scripts/torture.py.
+"""
+
+from bad_inputs import command_lines
+
+ALL = {"command-line": command_lines.CASES}
