@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from gammatune.files import read_json, write_json
 from gammatune.runs.runner import Runner
 from gammatune.runs.store import read_run
 from gammatune.studies.replay_check import STATE_TOLERANCE, check_replay, replay_sentence
@@ -36,8 +37,7 @@ def tamper(run, label: str, change) -> None:
     turns = [json.loads(line) for line in log.read_text().splitlines()]
     change(turns)
     log.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
-    content = json.loads(done.read_text()) | {"sha256": hashlib.sha256(log.read_bytes()).hexdigest()}
-    done.write_text(json.dumps(content))
+    write_json(done, read_json(done, "remake it") | {"sha256": hashlib.sha256(log.read_bytes()).hexdigest()})
 
 
 def test_every_arm_ran_as_its_replay_predicts(finished):
@@ -95,13 +95,13 @@ def test_rounds_that_only_one_side_has_differ(finished, copy, change):
 
 
 def test_arms_that_cannot_be_replayed_are_named_with_the_reason(copy):
-    facts = json.loads((copy / "run.json").read_text())
+    facts = read_json(copy / "run.json", "remake it")
     for arm in facts["arms"]:
         if arm["policy"] == "svip":
             arm["policy"] = "my_module.Halving"
         if arm["policy"] == "hf_heuristic":
             arm["settings"]["speed"] = 3
-    (copy / "run.json").write_text(json.dumps(facts))
+    write_json(copy / "run.json", facts)
     check = check_replay(read_run(copy))
     assert check.arms == len(LIVE) - 3 and check.differing == 0
     assert [each.split(" ")[0] for each in check.unchecked] == ["hf_heuristic-5", "svip-40"]
