@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """The same for a name or a label, which has no lines of its own."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
     """Print the sentence for what the user can correct and return the exit code; raises a defect again, for its traceback.
 
