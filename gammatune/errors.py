@@ -13,6 +13,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+FOLDER_ERRORS += (errno.EISDIR, errno.ENAMETOOLONG)
 BAD_INPUT, INTERRUPTED = 2, 130
 #: what could steer a terminal or hide text: C0 and C1 controls but newline and tab, and marks that turn the writing round
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

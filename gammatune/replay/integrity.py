@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from gammatune.records import SIGNAL_DIGITS
+from gammatune.records import FINISHES, SIGNAL_DIGITS
 from gammatune.traces import MATCH, MISMATCH, UNKNOWN
 
 SEAL, DIGITS = b"gammatune-sha256:", 64
@@ -22,7 +22,6 @@ BLANK = b"0" * DIGITS
 #: key of the footer and value to write before `seal`
 SEAL_METADATA = {"gammatune checksum": SEAL + BLANK}
 MANY = 2**31 - 1
-FINISHES = ("eos", "length")
 #: facts that are read from a table's metadata -> what they must be
 FACTS: dict[str, Callable] = {
     "gamma_max": lambda fact: type(fact) is int and 0 <= fact <= MANY,
