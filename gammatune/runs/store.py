@@ -237,7 +237,7 @@ class StoredRun:
         file = self.path / "pieces.json"
         stored = read_json(file, REWRITTEN, bare=True)
         pieces = stored["pieces"] if "pieces" in stored else {key: text for key, text in stored.items() if key != "schema"}
-        if not isinstance(pieces, dict) or not all(map(is_piece, pieces.items())):
+        if not isinstance(pieces, dict) or not pieces or not all(map(is_piece, pieces.items())):
             raise UserError(f"{file} is damaged (something else than texts of token ids): {REWRITTEN}.")
         return {int(token): text for token, text in pieces.items()}
 
