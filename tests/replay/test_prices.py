@@ -107,6 +107,10 @@ def test_blocks_beyond_the_last_measured_one_go_on_along_a_line():
     assert price(replay, [2], curve, watched=False) == pytest.approx([expected])
 
 
+def test_prices_that_fall_do_not_fall_below_nothing():
+    assert replace(CURVE, verify=[Price(10.0), Price(6.0), Price(2.0)]).verify_price(9) == Price(0.0)
+
+
 def test_only_the_last_eight_blocks_show_the_way_on():
     curve = replace(CURVE, verify=[Price(100.0), *(Price(10.0 + k) for k in range(8))])
     assert curve.verify_price(12).base == pytest.approx(20.0)
