@@ -27,7 +27,10 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
 
 
 def find_table(path: Path) -> Path:
-    return path / TABLE_FILE if path.is_dir() else path
+    try:
+        return path / TABLE_FILE if path.is_dir() else path
+    except OSError:  # a name that is too long: reading it says so
+        return path
 
 
 def find_prices(options: argparse.Namespace, table: Path) -> PriceList:

@@ -18,7 +18,15 @@ from tqdm import tqdm
 
 from gammatune.decoding.loop import Generation
 from gammatune.records import TurnLog
-from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
+from gammatune.replay.table import (
+    TABLE_FILE,
+    AcceptanceTable,
+    AcceptanceTurn,
+    TableError,
+    join_tables,
+    read_table,
+    write_table,
+)
 from gammatune.runs.session import Session
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
@@ -46,18 +54,30 @@ class Recording:
         return self.parts / f"{question.question_id}.parquet"
 
     def complete(self, session: Session, answer: Answer) -> Path:
-        """Trace the questions that are missing, then join all parts in the order of the questions; the table's path."""
-        if self.table.exists():
+        """Trace the questions that are missing, then join all parts in the order of the questions; the table's path.
+
+        A table or a part that was damaged since is made again.
+        """
+        if intact(self.table):
             return self.table
         self.parts.mkdir(exist_ok=True)
         questions = session.questions.questions
-        missing = [question for question in questions if not self.part(question).exists()]
+        missing = [question for question in questions if not intact(self.part(question))]
         for question in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
             turns = trace_question(session, question, answer, self.facts["gamma_max"])
             write_table(AcceptanceTable(turns, self.facts), self.part(question))
         write_table(join_tables([read_table(self.part(question)) for question in questions], self.facts), self.table)
         shutil.rmtree(self.parts)
         return self.table
+
+
+def intact(table: Path) -> bool:
+    """Whether there is a table that can be read. Raises UserError for one of a newer gammatune, and for a folder."""
+    try:
+        return table.exists() and bool(read_table(table))
+    except TableError:
+        print(f"gammatune: {table} is damaged and is made again.", file=sys.stderr)
+        return False
 
 
 def trace_question(session: Session, question: Question, answer: Answer, depth: int) -> list[AcceptanceTurn]:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from gammatune.compose import Arm, plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
 from gammatune.files import content_hash, hold_folder, read_json, write_json
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
@@ -18,7 +18,7 @@ from gammatune.runs.acceptance import Recording, record_logged
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, open_session
-from gammatune.runs.store import UNUSABLE, Cell, RunFolder, open_run
+from gammatune.runs.store import NOT_OURS, Cell, RunFolder, open_run, read_provenance
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
@@ -97,18 +97,18 @@ class Runner:
         path = cell.folder / "provenance.json"
         if not path.exists():
             return write_json(path, {**here, "sessions": [here["time"]]})
-        there = read_json(path, UNUSABLE)
-        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != here["device"]:
+        there = read_provenance(path)
+        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != one_line(here["device"]):
             raise UserError(
                 f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
                 "machines do not mix, so choose another folder with results=FOLDER."
             )
-        return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
+        return write_json(path, there | {"sessions": [*there.get("sessions", []), here["time"]]})
 
     def write_header(self) -> None:
         header, shared = self.folder.path / "run.json", self.shared()
         if header.exists():
-            read_json(header, UNUSABLE)
+            read_json(header, NOT_OURS)
         arms = [
             {
                 "label": cell.arm.label,

@@ -96,7 +96,7 @@ def test_a_log_cut_at_any_byte_of_its_last_question_grows_back(make_runner, undi
     """On the four turns of one pass, the last two of which are one question."""
     cell, questions = make_runner(tmp_path).folder.cells[2], undisturbed.questions
     log = list(read_log(undisturbed.folder.cells[2].turns_file))[:4]
-    turns = [replace(line.turn, rounds=line.turn.rounds[:1], output_ids=[7]) for line in log]
+    turns = [replace(line.turn, rounds=line.turn.rounds[:1], output_ids=[7] * line.turn.rounds[0].emitted) for line in log]
     cell.create()
     cell.append(turns[:2])
     kept = cell.turns_file.stat().st_size
