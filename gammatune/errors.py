@@ -16,6 +16,8 @@ FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.ER
 BAD_INPUT, INTERRUPTED = 2, 130
 #: what could steer a terminal or hide text: C0 and C1 controls but newline and tab, and marks that turn the writing round
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: what may become part of a path or a label: letters and digits of any script, and . _ - + within
+PLAIN_NAME = re.compile(r"\w[\w.+-]{0,99}")
 #: config keys by which a class named by its path goes, and how the user wrote them
 WRITTEN: dict[str, str] = {}
 
@@ -27,6 +29,14 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """Text of a model, a file or a name as it may go to a terminal: control characters as \\x1b or \\u202e."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def plain_name(text: str, what: str) -> str:
+    """The text, if it can be part of a path or a label. what: where it stands, such as model_pair.name. Raises UserError."""
+    if not PLAIN_NAME.fullmatch(text):
+        shown = text if len(text) < 100 else f"{text[:99]}…"
+        raise UserError(f"{what} {shown!r} is no plain name: use up to 100 letters, digits and . _ - + (not first).")
+    return text
 
 
 def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
