@@ -190,7 +190,7 @@ REFUSED = {
     "policy=gamatune": f"policy=gamatune is not known: choose one of {POLICY_NAMES}.",
     "policy=[fixed,gamatune]": f"policy=gamatune is not known: choose one of {POLICY_NAMES}.",
     "policy=": f"policy= is not known: choose one of {POLICY_NAMES}.",
-    "policy=null": "null is no choice for a config group",
+    "policy=null": "policy=null is not known: choose one of ",
     "model_pair=vicuna": "model_pair=vicuna is not known: choose one of llama-3.1-8b-70b, ",
     "tasks=qq": "tasks=qq is not known: choose one of demo, ",
     "decode=beam": "decode=beam is not known: choose one of greedy, sample.",
@@ -210,7 +210,7 @@ REFUSED = {
     "policy.fixed.gamma=-1": "Fixed.gamma=-1 is out of range: it must be 0 or more.",
     "policy.gammatune.gamma=0": "GammaTune.gamma=0 is out of range",
     "policy.gammatune.eta=1.5": "GammaTune.eta=1.5 is out of range: it must be between 0 and 1.",
-    "policy.gammatune.eta=nan": "GammaTune.eta=nan is out of range",
+    "policy.gammatune.eta=nan": "policy.gammatune.eta=nan is out of range: it must be a finite number",
     "policy.gammatune.delta=-1": "GammaTune.delta=-1 is out of range: it must be 0 or more.",
     "policy.gammatune.gamma_min=0": "GammaTune.gamma_min=0 is out of range: it must be 1 or more.",
     "policy.gammatune.gamma_max=0": "GammaTune.gamma_max=0 is out of range: it must be gamma_min (1) or more.",
@@ -240,8 +240,8 @@ REFUSED = {
     "model_pair.draft.vocabulary=0": "model_pair.draft.vocabulary=0 must be 1 or more (or null for all tokens).",
     "model_pair.draft.vocabulary=all": "model_pair.draft.vocabulary is wrong: Value 'all' of type 'str' could not be",
     "model_pair.target.vocabulary=9": "model_pair.target.vocabulary=9 would change the answers: set it to null, and ",
-    "policy.fixed.gamma=[": "The argument policy.fixed.gamma=[ cannot be read: write key=value",
-    "policy": "The argument policy cannot be read: write key=value",
+    "policy.fixed.gamma=[": "The argument policy.fixed.gamma=[ cannot be read: write a list as policy.fixed.gamma=[A,B]",
+    "policy": "The argument policy cannot be read: write KEY=VALUE",
 }
 
 

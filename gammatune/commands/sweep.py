@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table
+from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table, refuse_unread
 from gammatune.compose import read_words
 from gammatune.errors import UserError, as_written
 from gammatune.replay.speeds import build_bench
@@ -19,11 +19,12 @@ def add_command(commands) -> None:
     add_prices(parser)
     add_settings(parser, "policy.gammatune.eta=0.1,0.3 policy.gammatune.delta=1,2,4")
     parser.add_argument("--csv", type=Path, help="write every grid point to this file")
-    parser.set_defaults(command=print_sweep)
+    parser.set_defaults(command=print_sweep, folder_choice="--csv FILE")
 
 
 def print_sweep(options: argparse.Namespace) -> int:
     path = find_table(options.table)
+    refuse_unread("sweep", options.settings)
     name, points = parse_grid(read_words(options.settings))
     if options.csv:
         prepare_csv(options.csv)
@@ -36,9 +37,12 @@ def print_sweep(options: argparse.Namespace) -> int:
 
 def prepare_csv(path: Path) -> None:
     """Before the replay, not after it. Raises UserError where the file cannot be written."""
+    there = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("a").close()
+        if not there:
+            path.unlink()
     except OSError as error:
         raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --csv.") from error
 
