@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from gammatune.commands import bounds, export_answers, headline, import_answers, prices, record, report, run, show, sweep
-from gammatune.commands.options import Parser
+from gammatune.commands.options import READS, Parser, refuse_unread
 from gammatune.errors import exit_code_of
 
 COMMANDS = (run, record, prices, headline, sweep, bounds, import_answers, export_answers, report, show)
@@ -12,9 +12,10 @@ COMMANDS = (run, record, prices, headline, sweep, bounds, import_answers, export
 
 def main(words: list[str]) -> int:
     """Run one command; returns the exit code: 0, or 2 with one sentence on stderr where the user can fix something."""
-    options = argparse.Namespace(folder_choice="--out FOLDER", command=None)
+    options = argparse.Namespace(folder_choice="--out FOLDER", command=None, settings=[])
     try:
         read_arguments(words, options)
+        refuse_unread(options.name, options.settings)
         code = options.command(options) if options.command else 0
         sys.stdout.flush()  # here, what cannot be written still becomes a sentence
         return code
@@ -28,13 +29,13 @@ def read_arguments(words: list[str], options: argparse.Namespace) -> None:
     Raises UserError. No command is set after --help, which is printed here.
     """
     parser = Parser(prog="gammatune", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     for module in COMMANDS:
         module.add_command(commands)
     try:
         _, rest = parser.parse_known_args(words, options)
-        if not hasattr(options, "settings") or any(word.startswith("-") for word in rest):
+        if options.name not in READS or any(word.startswith("-") for word in rest):
             parser.parse_args(words)
-        options.settings = [*getattr(options, "settings", []), *rest]
+        options.settings = [*options.settings, *rest]
     except SystemExit:  # of --help
         options.command = None

@@ -63,7 +63,7 @@ def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "
     sentence = explain(error, folder_choice)
     if sentence is None:
         raise error
-    print(printable(f"{speaker}{sentence}"), file=sys.stderr)
+    print(printable(f"{speaker}{sentence}").replace("\n", "\\n"), file=sys.stderr)
     return BAD_INPUT
 
 
@@ -112,7 +112,7 @@ def explain_override(error: Exception) -> str:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         parent, _, key = str(cause.full_key).rpartition(".")
         return unknown_setting(parent, key, [str(name) for name in cause.parent_node or [] if name != "hydra"])
-    first_line = str(cause).splitlines()[0]
+    first_line = re.sub(r"\S{100,}", lambda found: clip(found[0]), str(cause).splitlines()[0])
     return f"{as_written(str(cause.full_key or 'A setting'))} is wrong: {first_line.rstrip('.')}."
 
 

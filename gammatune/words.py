@@ -16,7 +16,7 @@ LONGEST = 8192
 MOST_JOBS = 10_000  # of a sweep
 #: groups that no command can do without
 NEEDED = ("model_pair", "tasks", "policy", "decode", "runtime")
-KEY = re.compile(r"[+~]{0,2}[\w./@-]+")
+KEY = re.compile(r"[+~]{0,2}[\w./@-]+", re.ASCII)
 #: what Hydra reads as a list, a dict, several values, a quoted text, a function or another setting
 SYNTAX = re.compile(r"""[\[\]{},'"]|\$\{|^\s*\w+\(""")
 
@@ -28,14 +28,18 @@ def readable(word: str) -> str:
     """
     if len(word) > LONGEST:
         raise UserError(f"The argument {clip(word)} has more than {LONGEST:,} characters: shorten it.")
-    if parse(word):
-        return word
-    key, equals, value = word.partition("=")
-    if not equals or not KEY.fullmatch(key):
+    key, _, value = word.partition("=")
+    try:
+        parse(word)
+        if KEY.fullmatch(key):
+            return word
+    except HydraException:
+        pass
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The argument {clip(word)} cannot be read: it has too many digits or brackets.") from error
+    if not KEY.fullmatch(key) or "=" not in word:
         raise UserError(f"The argument {clip(word) or '(empty)'} cannot be read: write KEY=VALUE.")
     quoted = f"{key}={quote(value)}"
-    if not parse(quoted):
-        raise UserError(f"The argument {clip(word)} cannot be read: its value has too many digits or brackets.")
     if SYNTAX.search(value):
         raise UserError(
             f"The argument {clip(word)} cannot be read: write a list as {key}=[A,B], several values of a sweep as "
@@ -44,12 +48,9 @@ def readable(word: str) -> str:
     return quoted
 
 
-def parse(word: str) -> Override | None:
-    """None where Hydra cannot read the word."""
-    try:
-        return OverridesParser.create().parse_override(word)
-    except (HydraException, ValueError, RecursionError):  # a number may have too many digits, a list too many brackets
-        return None
+def parse(word: str) -> Override:
+    """As Hydra reads it. Raises HydraException, ValueError (more digits than Python reads), RecursionError (brackets)."""
+    return OverridesParser.create().parse_override(word)
 
 
 def quote(text: str) -> str:
@@ -74,8 +75,11 @@ def check_choices(words: Iterable[str], groups: Sequence[str], several: Sequence
         if group not in groups or override.is_delete():
             continue
         for value in list_values(override, word):
-            for name in value if isinstance(value, list) and group in several else [value]:
+            names = value if isinstance(value, list) and group in several else [value]
+            for place, name in enumerate(names):
                 check_name(group, name, word, own_folder)
+                if name in names[:place]:
+                    raise UserError(f"{group} names {name} twice: list each once.")
 
 
 def check_name(group: str, name: object, word: str, own_folder: bool) -> None:

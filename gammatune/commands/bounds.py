@@ -24,6 +24,6 @@ def write_bounds(options: argparse.Namespace) -> int:
     table = read_table(find_table(options.table))
     if table.complete:
         raise UserError("Every match of this table is known: use headline, which needs no bounds.")
-    store_bounds(derive_bounds(table, options.cost_ratios, choose_policies("bounds", options.settings, table)), options.out)
+    store_bounds(derive_bounds(table, options.cost_ratios, choose_policies(options.settings, table)), options.out)
     print(f"{options.out}: {', '.join(FILES)}")
     return 0

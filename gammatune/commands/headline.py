@@ -27,7 +27,7 @@ def add_command(commands) -> None:
 def print_headline(options: argparse.Namespace) -> int:
     path = find_table(options.table)
     table = read_table(path)
-    curve, policies = find_prices(options, path), choose_policies("headline", options.settings, table)
+    curve, policies = find_prices(options, path), choose_policies(options.settings, table)
     if table.complete:
         speeds = replay_all(build_bench(table, curve), policies)
         numbers, text = {name: speeds.numbers(name) for name in speeds.by_policy}, headline_text

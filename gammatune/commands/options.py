@@ -60,7 +60,7 @@ def ratio(text: str) -> float:
 
 
 def add_settings(parser: argparse.ArgumentParser, example: str = "model_pair=vicuna-68m-7b tasks=qa") -> None:
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=f"for example {example}")
+    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help=f"for example {example}")
 
 
 def refuse_unread(command: str, words: list[str]) -> None:
@@ -100,9 +100,8 @@ def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
     return read_prices(options.prices or beside)
 
 
-def choose_policies(command: str, settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:
+def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:
     """What the settings name; without a policy=, everything that the table can replay. Raises UserError."""
-    refuse_unread(command, settings)
     named = any(word.startswith("policy=") for word in settings)
     able = [name for name, option in POLICIES.items() if table.watched or not option.rule.watches_draft]
     return compose_config(settings if named else [f"policy=[{','.join(able)}]", *settings]).policy

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_settings, refuse_unread, whole
+from gammatune.commands.options import add_settings, whole
 from gammatune.compose import compose_config
 from gammatune.errors import UserError
 from gammatune.process import loading
@@ -30,7 +30,6 @@ def read_lengths(text: str) -> tuple[int, ...]:
 
 
 def measure_prices(options: argparse.Namespace) -> int:
-    refuse_unread("prices", options.settings)
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():

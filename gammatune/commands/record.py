@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gammatune.commands.options import add_settings, refuse_unread, whole
+from gammatune.commands.options import add_settings, whole
 from gammatune.compose import compose_config
 from gammatune.process import loading
 
@@ -23,7 +23,6 @@ def add_command(commands) -> None:
 
 
 def record_table(options: argparse.Namespace) -> int:
-    refuse_unread("record", options.settings)
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from gammatune.commands.options import add_settings, refuse_unread
+from gammatune.commands.options import add_settings
 from gammatune.compose import read_config, read_words, refuse_foresight
 from gammatune.errors import CONFIGS, UserError, clip, exit_code_of, plain_name
 from gammatune.process import loading
@@ -30,7 +30,6 @@ HYDRA_OPTIONS = {
     ("--run", "-r"): {"action": "store_true", "help": "one run, the default"},
     ("--cfg", "-c"): {"choices": ("job", "hydra", "all"), "help": "print the config instead of running it"},
     ("--resolve",): {"action": "store_true", "help": "with --cfg: references replaced by their values"},
-    ("--package", "-p"): {"metavar": "KEY", "help": "with --cfg: only this part"},
     ("--info", "-i"): {"nargs": "?", "const": "all", "choices": INFO, "help": "print what Hydra composes from"},
     ("--config-dir", "-cd"): {"metavar": "FOLDER", "help": "more configs, such as experiments of your own"},
     ("--config-name", "-cn"): {"metavar": "NAME", "help": "a main config of that folder, instead of run"},
@@ -57,7 +56,6 @@ def add_command(commands) -> None:
 def compose_and_run(options: argparse.Namespace) -> int:
     """Hand the words to Hydra, which composes the config and calls the job, or prints what an option asks for."""
     refuse_options(options)
-    refuse_unread("run", options.settings)
     words = read_words(options.settings, own_folder=options.config_dir is not None)
     refuse_sweep(words, options.multirun)
     # Hydra reads sys.argv itself, and starts from there again for each job of a sweep
@@ -66,8 +64,8 @@ def compose_and_run(options: argparse.Namespace) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra_job()
-    except JobError:
-        return 2
+    except JobError as error:
+        raise UserError("A run of the sweep failed, as told above; the others were done.") from error
     except SystemExit as ended:  # of one job, and of Hydra's help
         return ended.code or 0
     return 0
@@ -82,8 +80,8 @@ def refuse_options(options: argparse.Namespace) -> None:
     modes = [mode for mode in MODES if getattr(options, mode)]
     if len(modes) > 1:
         raise UserError(f"Only one of {', '.join(f'--{mode}'.replace('_', '-') for mode in modes)} can be asked for.")
-    if (options.resolve or options.package is not None) and options.cfg is None:
-        raise UserError("--resolve and --package belong to --cfg: add --cfg job.")
+    if options.resolve and options.cfg is None:
+        raise UserError("--resolve belongs to --cfg: add --cfg job.")
     own = options.config_dir
     if own is not None and not Path(own).is_dir():
         raise UserError(f"--config-dir {clip(own)} is no folder: name one that holds configs.")

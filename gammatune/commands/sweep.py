@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table, refuse_unread
+from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table
 from gammatune.compose import read_words
 from gammatune.errors import UserError, as_written
 from gammatune.replay.speeds import build_bench
@@ -24,7 +24,6 @@ def add_command(commands) -> None:
 
 def print_sweep(options: argparse.Namespace) -> int:
     path = find_table(options.table)
-    refuse_unread("sweep", options.settings)
     name, points = parse_grid(read_words(options.settings))
     if options.csv:
         prepare_csv(options.csv)
