@@ -5,7 +5,7 @@ import sys
 
 from gammatune.commands import bounds, export_answers, headline, import_answers, prices, record, report, run, show, sweep
 from gammatune.commands.options import READS, Parser, refuse_unread
-from gammatune.errors import exit_code_of
+from gammatune.errors import UserError, clip, exit_code_of
 
 COMMANDS = (run, record, prices, headline, sweep, bounds, import_answers, export_answers, report, show)
 
@@ -34,8 +34,10 @@ def read_arguments(words: list[str], options: argparse.Namespace) -> None:
         module.add_command(commands)
     try:
         _, rest = parser.parse_known_args(words, options)
-        if options.name not in READS or any(word.startswith("-") for word in rest):
-            parser.parse_args(words)
-        options.settings = [*options.settings, *rest]
     except SystemExit:  # of --help
         options.command = None
+        return
+    if rest and (options.name not in READS or any(word.startswith("-") for word in rest)):
+        command = f"{options.name} cannot take {clip(' '.join(rest))}"
+        raise UserError(f"The command {command}; see gammatune {options.name} --help.")
+    options.settings = [*options.settings, *rest]

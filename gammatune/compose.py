@@ -81,10 +81,25 @@ def read_config(composed: DictConfig) -> RunConfig:
         policy.name = plain_name(name, "The policy")
     for what, part in (("model_pair.name", config.model_pair), ("tasks.name", config.tasks)):
         plain_name(part.name, what)
+    refuse_unread(config.model_pair)
     if config.drafter is not None:
         refuse_unwatchable(config)
     plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
+
+
+def refuse_unread(pair: PairConfig) -> None:
+    """Raises UserError for files of a pair that is made on the spot."""
+    if pair.source != "tiny-random":
+        return
+    for role in ("target", "draft"):
+        for key in ("path", "revision", "gguf", "quantization"):
+            value = getattr(getattr(pair, role), key)
+            if value is not None:
+                raise UserError(
+                    f"model_pair.{role}.{key}={clip(str(value))} is not read by a pair that is made on the spot: leave "
+                    "it out."
+                )
 
 
 def refuse_unwatchable(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """What a process needs before anything heavy is imported: streams that hold, and a quiet Ctrl-C. Imports nothing of ours."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -59,6 +60,7 @@ def hold_streams() -> None:
         elif stream is getattr(sys, f"__{name}__"):  # else somebody captures it
             how = {"encoding": stream.encoding, "line_buffering": stream.line_buffering}
             setattr(sys, name, kind(stream.detach(), errors="backslashreplace", **how))
+    logging.raiseExceptions = False  # a handler would print what `Output` raises, in pages; its last flush raises again
     if sys.stdin is None:
         sys.stdin = open(0)  # noqa: PTH123, SIM115  for the life of the process
 

@@ -71,7 +71,7 @@ def refuse_unread(command: str, words: list[str]) -> None:
         read = any(f"{key}.".startswith(f"{part}.") for part in READS[command])
         if not read and re.split("[./]", key)[0] in known:
             raise UserError(
-                f"gammatune {command} does not read {clip(key)}: of the settings it takes {', '.join(READS[command])}."
+                f"The command {command} does not read {clip(key)}; the settings that it takes: {', '.join(READS[command])}."
             )
 
 
