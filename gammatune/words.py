@@ -72,7 +72,7 @@ def check_choices(words: Iterable[str], groups: Sequence[str], several: Sequence
     for word in words:
         override = parse(word)
         group = override.key_or_group
-        if group not in groups or override.is_delete():
+        if group not in groups or override.is_delete() and override.value() is None:
             continue
         for value in list_values(override, word):
             names = value if isinstance(value, list) and group in several else [value]

@@ -14,7 +14,7 @@ from bad_inputs.case import Outcome
 LIMIT_S = 10.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Child:
     """A command at work in a folder of its own, as a shell would start it."""
 
@@ -102,4 +102,5 @@ def open_stream(number: int):
         os.fstat(number)
     except OSError:
         return None
-    return open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
+    how = {"mode": "w" if number else "r", "buffering": 1 if number == 2 else -1}
+    return open(number, encoding="utf-8", closefd=False, **how)  # noqa: PTH123, SIM115

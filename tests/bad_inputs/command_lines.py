@@ -206,6 +206,7 @@ WORDS = [
     run("++policy.fixed.gama=1", "no setting gama"),
     run("~polcy", "polcy"),
     run("~decode.top_p", "top_p"),
+    run("~experiment=[]", "is not known"),
     run("policy@other=fixed", "policy"),
     run("run=1", "no setting run"),
     run("schema/run=1", "schema"),
