@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all paper-tables figures notebooks bench lint clean
+.PHONY: help demo test test-all torture paper-tables figures notebooks bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: $(BIN)/.installed ## install and run the tests, but for the slow ones and 
 
 test-all: $(BIN)/.installed ## the slow ones too (compilers, wheels, the real pair), with coverage
 	$(PYTEST) --cov --cov-report=term --cov-fail-under=90
+
+torture: $(BIN)/.installed ## hand commands over a thousand bad inputs and kill runs 200 times, about 10 minutes
+	$(BIN)/python scripts/torture.py
 
 paper-tables: $(BIN)/.installed ## rebuild results/tables and results/figures from stored runs, without torch
 	$(BIN)/python -m gammatune paper-tables

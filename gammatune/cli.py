@@ -1,36 +1,43 @@
-"""`gammatune COMMAND`: record and price a pair, replay policies, make tables and figures from stored files."""
+"""`gammatune COMMAND`: run, record and price a pair, replay policies, make tables and figures from stored files."""
 
 import argparse
 import sys
 
 from gammatune.commands import bounds, export_answers, headline, import_answers, prices, record, report, run, show, sweep
-from gammatune.errors import exit_code_of
+from gammatune.commands.options import READS, Parser, refuse_unread
+from gammatune.errors import UserError, clip, exit_code_of
 
-COMMANDS = (record, prices, headline, sweep, bounds, import_answers, export_answers, report, show)
+COMMANDS = (run, record, prices, headline, sweep, bounds, import_answers, export_answers, report, show)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: list[str]) -> int:
     """Run one command; returns the exit code: 0, or 2 with one sentence on stderr where the user can fix something."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["run"]:
-        return run.main(words[1:])  # Hydra reads these words, options such as --multirun too
-    options = read_arguments(words)
+    options = argparse.Namespace(folder_choice="--out FOLDER", command=None, settings=[])
     try:
-        return options.command(options)
+        read_arguments(words, options)
+        refuse_unread(options.name, options.settings)
+        code = options.command(options) if options.command else 0
+        sys.stdout.flush()  # here, what cannot be written still becomes a sentence
+        return code
     except (Exception, KeyboardInterrupt) as error:
-        return exit_code_of(error, folder_choice="--out FOLDER")
+        return exit_code_of(error, "gammatune: ", options.folder_choice)
 
 
-def read_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """argparse alone refuses key=value words that come after an option; here they may come anywhere."""
-    parser = argparse.ArgumentParser(prog="gammatune", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("run", help="the main job: decode questions with a pair, all policies beside each other")
+def read_arguments(words: list[str], options: argparse.Namespace) -> None:
+    """Fill the options. argparse alone refuses key=value words that come after an option; here they may come anywhere.
+
+    Raises UserError. No command is set after --help, which is printed here.
+    """
+    parser = Parser(prog="gammatune", description=__doc__)
+    commands = parser.add_subparsers(required=True, dest="name", metavar="COMMAND")
     for module in COMMANDS:
         module.add_command(commands)
-    options, rest = parser.parse_known_args(arguments)
-    if not hasattr(options, "settings") or any(word.startswith("-") for word in rest):
-        parser.parse_args(arguments)
-    else:
-        options.settings = [*options.settings, *rest]
-    return options
+    try:
+        _, rest = parser.parse_known_args(words, options)
+    except SystemExit:  # of --help
+        options.command = None
+        return
+    if rest and (options.name not in READS or any(word.startswith("-") for word in rest)):
+        command = f"{options.name} cannot take {clip(' '.join(rest))}"
+        raise UserError(f"The command {command}; see gammatune {options.name} --help.")
+    options.settings = [*options.settings, *rest]

@@ -4,6 +4,7 @@ Hydra merges the YAML files over the dataclasses of gammatune.config, so a missp
 refused while composing; `__post_init__` refuses values out of range. All of it happens before torch is imported.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -14,10 +15,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from gammatune.config import DecodeConfig, PairConfig, RunConfig, RuntimeConfig, TasksConfig
-from gammatune.errors import CONFIGS, UserError, unknown_setting
+from gammatune.errors import CONFIGS, UserError, as_written, clip, plain_name, unknown_setting
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
+from gammatune.process import loading
+from gammatune.words import check_choices, readable
 
+GROUPS = ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "experiment")
+LARGEST = 2**31 - 1  # of any whole number but a seed: what no length, count or size exceeds, and every table can hold
 #: Config groups whose choices are classes; a drafter's joins when a word names one, since it brings torch along
 REGISTRIES = [POLICIES]
 
@@ -39,18 +44,22 @@ def register_schemas() -> None:
             store.store(group=registry.group, name=name, node=option.node(), package=registry.package(name))
 
 
-def read_words(words: Sequence[str]) -> list[str]:
+def read_words(words: Sequence[str], own_folder: bool = False) -> list[str]:
     """key=value words as Hydra takes them: classes that were named by their path are registered under a plain name.
 
-    Raises UserError for a class that cannot be imported or used.
+    own_folder: the user has configs of their own beside ours. Raises UserError for a word that cannot be read, a class that
+    cannot be imported or used, and a choice that is unknown.
     """
+    words = [readable(word) for word in words]
     if any(re.match(r"[+~]*drafter\b", word) for word in words):
-        from gammatune.drafters import DRAFTERS
+        with loading():
+            from gammatune.drafters import DRAFTERS
 
         REGISTRIES[1:] = [DRAFTERS]
     for registry in REGISTRIES:
         words = registry.read_words(words)
     register_schemas()
+    check_choices(words, GROUPS, [registry.group for registry in REGISTRIES if registry.several], own_folder)
     return list(words)
 
 
@@ -63,16 +72,34 @@ def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
 
 def read_config(composed: DictConfig) -> RunConfig:
     """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
+    refuse_extreme(OmegaConf.to_container(composed, resolve=True))
     config = OmegaConf.to_object(composed)
     refuse_unknown(composed, config, "")
     for name, policy in config.policy.items():
         if not isinstance(policy, Policy):
             raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")
-        policy.name = name
+        policy.name = plain_name(name, "The policy")
+    for what, part in (("model_pair.name", config.model_pair), ("tasks.name", config.tasks)):
+        plain_name(part.name, what)
+    refuse_unread(config.model_pair)
     if config.drafter is not None:
         refuse_unwatchable(config)
     plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
+
+
+def refuse_unread(pair: PairConfig) -> None:
+    """Raises UserError for files of a pair that is made on the spot."""
+    if pair.source != "tiny-random":
+        return
+    for role in ("target", "draft"):
+        for key in ("path", "revision", "gguf", "quantization"):
+            value = getattr(getattr(pair, role), key)
+            if value is not None:
+                raise UserError(
+                    f"model_pair.{role}.{key}={clip(str(value))} is not read by a pair that is made on the spot: leave "
+                    "it out."
+                )
 
 
 def refuse_unwatchable(config: RunConfig) -> None:
@@ -91,6 +118,18 @@ def refuse_foresight(config: RunConfig) -> None:
     for name, policy in config.policy.items():
         if policy.oracle:
             raise UserError(f"policy={name} must know the answer beforehand: replay it, `gammatune headline TABLE`.")
+
+
+def refuse_extreme(node: Any, path: str = "") -> None:
+    """Raises UserError for a number in a config that means nothing to any setting, wherever it stands."""
+    if isinstance(node, dict | list):
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if key != "seed":
+                refuse_extreme(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, int) and abs(node) > LARGEST or isinstance(node, float) and not math.isfinite(node):
+        raise UserError(
+            f"{as_written(path)}={clip(str(node))} is out of range: it must be a finite number up to {LARGEST:,}."
+        )
 
 
 def refuse_unknown(node: DictConfig, built: Any, path: str) -> None:

@@ -1,5 +1,6 @@
 """Typed schemas of everything a run can be told. No torch here: a typo is refused before anything heavy is imported."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "ex
 CATEGORIES = MT_BENCH_CATEGORIES + TASKS[1:]
 TASK_SOURCES = ("demo", "specbench")
 PINNED = "pinned"
+MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # of torch, which dies of tens of thousands
+MOST_REPETITIONS = 1000
 
 
 def one_of(key: str, value, choices) -> None:
@@ -204,8 +207,8 @@ class RuntimeConfig:
     def __post_init__(self):
         one_of("runtime.name", self.name, RUNTIMES)
         one_of("runtime.dtype", self.dtype, (None, *DTYPES))
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"runtime.threads={self.threads} must be 1 or more (or null).")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UserError(f"runtime.threads={self.threads} must be 1 or more and at most {MOST_THREADS} (or null).")
 
 
 @dataclass
@@ -232,8 +235,12 @@ class RunConfig:
     acceptance: bool = True
 
     def __post_init__(self):
-        if self.repetitions < 1:
-            raise UserError(f"repetitions={self.repetitions} must be 1 or more.")
+        if not 1 <= self.repetitions <= MOST_REPETITIONS:
+            raise UserError(f"repetitions={self.repetitions} must be 1 or more and at most {MOST_REPETITIONS:,}.")
+        if not self.results:
+            raise UserError("results= is no folder: name one, such as results=results/runs.")
+        if not all(type(start) is int for start in self.starts):
+            raise UserError(f"starts={self.starts} must hold whole numbers.")
         if min(self.starts, default=0) < 0:
             raise UserError(f"starts={self.starts} must hold numbers of 0 or more.")
         if len(set(self.starts)) < len(self.starts):

@@ -8,15 +8,19 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from gammatune.process import INTERRUPTED, STDOUT
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
-FOLDER_ERRORS += (errno.EISDIR, errno.ENAMETOOLONG)
-BAD_INPUT, INTERRUPTED = 2, 130
+FOLDER_ERRORS += (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)
+BAD_INPUT = 2
 #: what could steer a terminal or hide text: C0 and C1 controls but newline and tab, and marks that turn the writing round
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+#: what may become part of a path or a label: letters and digits of any script, and . _ - + within
+PLAIN_NAME = re.compile(r"\w[\w.+-]{0,99}")
 #: config keys by which a class named by its path goes, and how the user wrote them
 WRITTEN: dict[str, str] = {}
 
@@ -35,15 +39,28 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def clip(text: str, longest: int = 100) -> str:
+    """The beginning of a text that may be anything, as a sentence can show it."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def plain_name(text: str, what: str) -> str:
+    """The text, if it can be part of a path or a label. what: where it stands, such as model_pair.name. Raises UserError."""
+    if not PLAIN_NAME.fullmatch(text):
+        raise UserError(f"{what} {clip(text)!r} is no plain name: use up to 100 letters, digits and . _ - + (not first).")
+    return text
+
+
 def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
     """Print the sentence for what the user can correct and return the exit code; raises a defect again, for its traceback.
 
     2 for bad input, 130 for an interrupt, 0 where the reader of our output (head, less) has seen enough. speaker: put in
     front of the sentence. folder_choice: the setting that names another folder to write to.
     """
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    if isinstance(error, OSError) and error.filename == STDOUT:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in its buffer goes nowhere
+        if isinstance(error, BrokenPipeError):
+            return 0
     if isinstance(error, KeyboardInterrupt):
         sentence = str(error) or "Interrupted; what was written is kept, and the same command continues from there."
         print(f"{speaker}{sentence}", file=sys.stderr)
@@ -51,7 +68,7 @@ def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "
     sentence = explain(error, folder_choice)
     if sentence is None:
         raise error
-    print(printable(f"{speaker}{sentence}"), file=sys.stderr)
+    print(printable(f"{speaker}{sentence}").replace("\n", "\\n"), file=sys.stderr)
     return BAD_INPUT
 
 
@@ -61,12 +78,10 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
         return str(error)
     if isinstance(error, MissingConfigException):
         return explain_group(error)
-    if isinstance(error, OverrideParseException):
-        return f"The argument {error.override} cannot be read: write key=value, lists as key=[a,b], without spaces."
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(error)
-    if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
-        return "null is no choice for a config group: name one of its choices, or leave the argument out."
+    if isinstance(error, OSError) and error.filename == STDOUT:
+        return f"Standard output cannot be written ({error.strerror}); what was written to files is kept."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
         return (
             f"Cannot write {error.filename or 'the results'} ({error.strerror}): free some space or choose another folder "
@@ -98,11 +113,11 @@ def explain_override(error: Exception) -> str:
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__ or cause.__context__
     if cause is None:
-        return " ".join(str(error).split())
+        return f"{' '.join(str(error).split()).rstrip('.')}."
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         parent, _, key = str(cause.full_key).rpartition(".")
         return unknown_setting(parent, key, [str(name) for name in cause.parent_node or [] if name != "hydra"])
-    first_line = str(cause).splitlines()[0]
+    first_line = re.sub(r"\S{100,}", lambda found: clip(found[0]), str(cause).splitlines()[0])
     return f"{as_written(str(cause.full_key or 'A setting'))} is wrong: {first_line.rstrip('.')}."
 
 

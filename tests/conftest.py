@@ -7,6 +7,7 @@ or disturbed. Nothing heavy is imported before a test asks for it.
 import json
 import os
 import runpy
+import signal
 import sys
 from copy import deepcopy
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ def call_run(monkeypatch, capfd, tmp_path):
         GlobalHydra.instance().clear()
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", [str(ROOT / "run.py"), *map(str, arguments)])
+        handler = signal.getsignal(signal.SIGINT)  # which a process that has ended its work ignores
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(ROOT / "run.py"), run_name="__main__")
+        signal.signal(signal.SIGINT, handler)
         return Ended(ended.value.code, *capfd.readouterr())
 
     return call
@@ -110,11 +113,7 @@ def call(capsys):
     def main(*words):
         GlobalHydra.instance().clear()
         capsys.readouterr()
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as ended:  # of argparse, and of Hydra's main job
-            code = ended.code
-        return code, *capsys.readouterr()
+        return cli.main([str(word) for word in words]), *capsys.readouterr()
 
     return main
 

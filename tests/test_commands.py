@@ -121,7 +121,7 @@ WRONG = {
     "recording with a typo": (["record", "modelpair=tiny-random"], "modelpair"),
     "recording nothing after a wrong token": (
         ["record", "model_pair=tiny-random", "--gamma-max", 0],
-        "--gamma-max 0 must lie between 1 and 120",
+        "argument --gamma-max: 0 is no whole number from 1 to 120; see gammatune record --help.",
     ),
     "known answers that are not there": (
         ["record", "model_pair=tiny-random", "--known", "none.jsonl"],

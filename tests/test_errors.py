@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from gammatune.errors import UserError, as_written, exit_code_of, write_as
+from gammatune.errors import UserError, as_written, exit_code_of, plain_name, write_as
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,16 @@ def test_keys_are_called_what_the_user_called_them():
     assert as_written("policy.Short") == "policy.a_module.Short"
     assert as_written("policy.Short.gamma") == "policy.a_module.Short.gamma"
     assert as_written("policy.Shorter.gamma") == "policy.Shorter.gamma"
+
+
+@pytest.mark.parametrize("text", ["fixed-5", "smollm2-draft-135m", "été", "a.b+c", "_x"])
+def test_a_plain_name_is_returned(text):
+    assert plain_name(text, "tasks.name") == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "..", "../x", "/abs", "a/b", "a\\b", ".hidden", "-x", "a b", "a\n", "a\0b", "x" * 101]
+)
+def test_what_could_leave_its_folder_is_no_plain_name(text):
+    with pytest.raises(UserError, match=r"^tasks\.name '.*' is no plain name: .*\.$"):
+        plain_name(text, "tasks.name")

@@ -9,7 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # From the ground up; a module imports from floors below its own and from its own folder, nothing else
 FLOORS = (
-    {"", "errors"},
+    {"", "process"},
+    {"errors"},
+    {"words"},
     {"records", "traces", "config", "machine", "plugins"},
     {"files"},
     {"registry"},

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_settings, add_table, choose_policies, find_table
+from gammatune.commands.options import add_settings, add_table, choose_policies, find_table, ratio
 from gammatune.errors import UserError
 from gammatune.replay.table import read_table
 from gammatune.studies.bounds import FILES, derive_bounds, store_bounds
@@ -14,7 +14,7 @@ def add_command(commands) -> None:
     add_table(parser)
     add_settings(parser, "policy=[gammatune,hf_heuristic]")
     parser.add_argument(
-        "--cost-ratios", type=float, nargs="+", default=[4.0, 8.0, 12.0], metavar="C", help="default: 4 8 12"
+        "--cost-ratios", type=ratio, nargs="+", default=[4.0, 8.0, 12.0], metavar="C", help="default: 4 8 12"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder, for example results/reference/NAME")
     parser.set_defaults(command=write_bounds)

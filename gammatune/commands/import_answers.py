@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from gammatune.commands.options import whole
 from gammatune.errors import UserError
 from gammatune.replay.table import AcceptanceTable, write_table
 from gammatune.studies.bounds import count_unknown
@@ -17,9 +18,9 @@ def add_command(commands) -> None:
     schedule = "policy that set the draft lengths of that run, such as fixed (default: hf_heuristic)"
     parser.add_argument("--schedule", default="hf_heuristic", help=schedule)
     gamma = "gamma that it started from (default: the policy's own, 5 for hf_heuristic)"
-    parser.add_argument("--gamma", type=int, help=gamma)
+    parser.add_argument("--gamma", type=whole(0, 1000), help=gamma)
     budget = f"token budget of a turn (default: {MAX_NEW_TOKENS})"
-    parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help=budget)
+    parser.add_argument("--max-new-tokens", type=whole(1, 1_000_000), default=MAX_NEW_TOKENS, help=budget)
     parser.add_argument("--source", help="where the log comes from, named under its tables (default: the file's name)")
     parser.add_argument("--out", type=Path, help=f"default: results/acceptance/FILE-SCHEDULE/{TABLE_FILE}")
     parser.set_defaults(command=read_answer_file)

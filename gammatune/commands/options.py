@@ -1,18 +1,78 @@
 """Arguments that several commands take, and what they stand for."""
 
 import argparse
+import math
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from gammatune.compose import compose_config
-from gammatune.errors import UserError
+from gammatune.errors import UserError, clip
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.prices import PriceList, from_ratio, read_prices
 from gammatune.replay.table import AcceptanceTable
 from gammatune.studies.study import PRICES_FILE, TABLE_FILE
 
+#: the settings that each command reads; a word that sets another one would change nothing, and is refused
+READS = {
+    "run": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "experiment", "starts", "repetitions", "seed")
+    + ("results", "plan", "acceptance", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper"),
+    "record": ("model_pair", "tasks", "drafter", "decode", "runtime"),
+    "prices": ("model_pair", "tasks", "drafter", "decode", "runtime", "seed"),
+    "headline": ("policy",),
+    "sweep": ("policy",),
+    "bounds": ("policy",),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Whose errors are one sentence. Raises UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{clip(' '.join(message.split()), 300).rstrip('.')}; see {self.prog} --help.")
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """An option's type: a whole number within bounds."""
+
+    def number(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            found = None
+        if found is None or not low <= found <= high:
+            raise argparse.ArgumentTypeError(f"{clip(text)} is no whole number from {low:,} to {high:,}")
+        return found
+
+    return number
+
+
+def ratio(text: str) -> float:
+    """An option's type: a cost ratio."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"{clip(text)} is no number above 0")
+    return found
+
 
 def add_settings(parser: argparse.ArgumentParser, example: str = "model_pair=vicuna-68m-7b tasks=qa") -> None:
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help=f"for example {example}")
+    parser.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help=f"for example {example}")
+
+
+def refuse_unread(command: str, words: list[str]) -> None:
+    """Raises UserError for a word that sets what the command does not read. A misspelt key is left to the config."""
+    for word in words:
+        key = re.split("[=@]", word.lstrip("+~"), maxsplit=1)[0]
+        known = {part for reads in READS.values() for part in reads} | {"hydra"}
+        read = any(f"{key}.".startswith(f"{part}.") for part in READS[command])
+        if not read and re.split("[./]", key)[0] in known:
+            raise UserError(
+                f"The command {command} does not read {clip(key)}; the settings that it takes: {', '.join(READS[command])}."
+            )
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +83,7 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
     prices = parser.add_mutually_exclusive_group()
     beside = f"default: {PRICES_FILE} beside the table"
     prices.add_argument("--prices", type=Path, metavar="FILE", help=f"measured by the command prices ({beside})")
-    prices.add_argument("--cost-ratio", type=float, metavar="C", help="T_target / T_draft, the same for every block length")
+    prices.add_argument("--cost-ratio", type=ratio, metavar="C", help="T_target / T_draft, the same for every block length")
 
 
 def find_table(path: Path) -> Path:

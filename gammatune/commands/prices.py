@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_settings
+from gammatune.commands.options import add_settings, whole
 from gammatune.compose import compose_config
 from gammatune.errors import UserError
+from gammatune.process import loading
 
 
 def add_command(commands) -> None:
@@ -13,8 +14,10 @@ def add_command(commands) -> None:
     add_settings(parser)
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: results/prices/PAIR-HASH.json")
     parser.add_argument("--contexts", default="128,512,1024", help="prompt lengths in tokens (default: 128,512,1024)")
-    parser.add_argument("--gamma-max", type=int, default=24, help="longest block (default: 24)")
-    parser.add_argument("--repeats", type=int, default=5, help="passes over all block lengths and contexts (default: 5)")
+    parser.add_argument("--gamma-max", type=whole(1, 120), default=24, help="longest block (default: 24)")
+    parser.add_argument(
+        "--repeats", type=whole(1, 1000), default=5, help="passes over all block lengths and contexts (default: 5)"
+    )
     parser.set_defaults(command=measure_prices)
 
 
@@ -29,7 +32,8 @@ def read_lengths(text: str) -> tuple[int, ...]:
 def measure_prices(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
-    from gammatune.studies.measure_prices import Plan, PriceRun, prepare_place, show_prices, write_prices
+    with loading():
+        from gammatune.studies.measure_prices import Plan, PriceRun, prepare_place, show_prices, write_prices
 
     run = PriceRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
     path = options.out or run.default_path(Path("results/prices"))

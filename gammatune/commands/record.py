@@ -4,15 +4,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from gammatune.commands.options import add_settings
+from gammatune.commands.options import add_settings, whole
 from gammatune.compose import compose_config
+from gammatune.process import loading
 
 
 def add_command(commands) -> None:
     parser = commands.add_parser("record", help="record the acceptance table of a pair on a task set, for exact replay")
     add_settings(parser)
     parser.add_argument(
-        "--gamma-max", type=int, default=24, help="draft steps recorded after each wrong draft token (default: 24)"
+        "--gamma-max", type=whole(1, 120), default=24, help="draft steps recorded after each wrong draft token (default: 24)"
     )
     parser.add_argument(
         "--known", type=Path, help="answers that are already known, as JSON lines such as a run's turns.jsonl"
@@ -24,8 +25,9 @@ def add_command(commands) -> None:
 def record_table(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
-    from gammatune.drafters.known import read_known
-    from gammatune.studies.record import Recorder
+    with loading():
+        from gammatune.drafters.known import read_known
+        from gammatune.studies.record import Recorder
 
     known = read_known(options.known) if options.known else None
     recorder = Recorder(config, options.out, options.gamma_max, known)

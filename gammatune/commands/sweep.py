@@ -19,7 +19,7 @@ def add_command(commands) -> None:
     add_prices(parser)
     add_settings(parser, "policy.gammatune.eta=0.1,0.3 policy.gammatune.delta=1,2,4")
     parser.add_argument("--csv", type=Path, help="write every grid point to this file")
-    parser.set_defaults(command=print_sweep)
+    parser.set_defaults(command=print_sweep, folder_choice="--csv FILE")
 
 
 def print_sweep(options: argparse.Namespace) -> int:
@@ -36,9 +36,12 @@ def print_sweep(options: argparse.Namespace) -> int:
 
 def prepare_csv(path: Path) -> None:
     """Before the replay, not after it. Raises UserError where the file cannot be written."""
+    there = path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        path.open("a").close()
+        if not there:
+            path.unlink()
     except OSError as error:
         raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --csv.") from error
 

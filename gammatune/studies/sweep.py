@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
 from omegaconf import OmegaConf
 
+from gammatune.compose import refuse_extreme
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.replay.speeds import Bench, measure_speeds
 from gammatune.studies.bootstrap import stratified_ratio_interval
 from gammatune.studies.headline import STARTS
+from gammatune.words import list_values, parse, readable, refuse_sweep
 
 
 class Ratio(NamedTuple):
@@ -48,7 +48,8 @@ def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
 
     Raises UserError for another kind of word, for two policies or none, and for a field that is named twice.
     """
-    overrides = OverridesParser.create().parse_overrides(words)
+    words = [readable(word) for word in words]
+    overrides = [parse(word) for word in words]
     keys = [override.key_or_group.split(".") for override in overrides]
     for key, word in zip(keys, words, strict=True):
         if len(key) != 3 or key[0] != "policy" or key[1] not in POLICIES.options:
@@ -62,23 +63,14 @@ def parse_grid(words: list[str]) -> tuple[str, list[dict]]:
     fields = [key[2] for key in keys]
     if len(set(fields)) < len(fields):
         raise UserError("A grid names each field once: write all values of a field as policy.NAME.FIELD=VALUE,VALUE.")
+    refuse_sweep(words, multirun=True)
     values = [list_values(override, word) for override, word in zip(overrides, words, strict=True)]
     return names.pop(), [dict(zip(fields, point, strict=True)) for point in product(*values)]
 
 
-def list_values(override: Override, word: str) -> list:
-    """Raises UserError where there is nothing to list, such as interval(0,1) or an empty range."""
-    if override.is_choice_sweep() or override.is_range_sweep():
-        values = list(override.sweep_iterator())
-    else:
-        values = [] if override.is_sweep_override() else [override.value()]
-    if not values:
-        raise UserError(f"{word} lists no values: write policy.NAME.FIELD=VALUE,VALUE or range(START,STOP,STEP).")
-    return [value.text if isinstance(value, QuotedString) else value for value in values]
-
-
 def build_point(name: str, values: dict) -> Policy:
     """Checked like a config file. Raises UserError and OmegaConf's errors, which entry points explain."""
+    refuse_extreme(values, f"policy.{name}")
     return OmegaConf.to_object(OmegaConf.merge(POLICIES.options[name].node(), values))
 
 

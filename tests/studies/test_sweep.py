@@ -128,7 +128,7 @@ def test_a_grid_is_written_as_hydra_writes_sweeps(bench, words, name, points):
         (["policy=fixed"], "policy=fixed is no part of a grid"),
         (["policy.halving.gamma=1"], "policy.halving.gamma=1 is no part of a grid"),
         (["policy.fixed.gamma=1", "policy.fixed.gamma=2"], "A grid names each field once"),
-        (["policy.fixed.gamma=interval(1,3)"], "lists no values: write policy.NAME.FIELD=VALUE,VALUE or range"),
+        (["policy.fixed.gamma=interval(1,3)"], "lists no values: write KEY=VALUE,VALUE or KEY=range"),
         (["policy.fixed.gamma=range(3,1)"], "lists no values"),
         (["policy.fixed.gamma"], "The argument policy.fixed.gamma cannot be read"),
         (["policy.fixed.gamma=1,,2"], "cannot be read"),
