@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gammatune.errors import UserError
+from gammatune.files import write_text
 from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, from_ratio
 from gammatune.replay.simulate import fill_unknown
@@ -110,8 +111,8 @@ def over_alone(speeds: Speeds, policy: str, place: int) -> float:
 def store_bounds(bounds: Bounds, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in KEYS:
-        getattr(bounds, name).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    (folder / "source.json").write_text(json.dumps(bounds.source, indent=1) + "\n", encoding="utf-8")
+        write_text(folder / f"{name}.csv", getattr(bounds, name).to_csv(index=False, float_format="%.6g"))
+    write_text(folder / "source.json", json.dumps(bounds.source, indent=1) + "\n")
 
 
 def read_bounds(folder: Path) -> Bounds:

@@ -7,12 +7,12 @@ from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
-from gammatune.files import content_hash, hold_folder, read_json, write_json
+from gammatune.files import content_hash, hold_folder, write_json
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
 from gammatune.runs.acceptance import Recording
-from gammatune.runs.provenance import describe_environment
+from gammatune.runs.provenance import describe_environment, read_earlier
 from gammatune.runs.session import open_session
 from gammatune.tasks.questions import Question
 
@@ -41,20 +41,20 @@ class Recorder:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
         started = time.perf_counter()
         with hold_folder(self.recording.folder, "--out FOLDER"):
-            if not self.recording.table.exists():
+            if not self.recording.finished():
                 self.stamp()
-            path = self.recording.complete(self.session, self.answer)
+                self.recording.complete(self.session, self.answer)
         self.seconds = time.perf_counter() - started
-        return path
+        return self.recording.table
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""
         write_json(self.recording.folder / "config.json", self.recording.facts)
         path = self.recording.folder / "provenance.json"
-        sessions = read_json(path, "choose another folder with --out")["sessions"] if path.exists() else []
+        there = read_earlier(path) or {"sessions": []}
         here = describe_environment(self.session.pair.device, self.session.pair.identity)
         here |= {"known_answers": len(self.known)}
-        write_json(path, {"sessions": [*sessions, here]})
+        write_json(path, {"sessions": [*there["sessions"], here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()

@@ -14,7 +14,7 @@ from comparing import logged, statuses
 
 from gammatune.errors import UserError, explain
 from gammatune.runs.runner import Runner
-from gammatune.runs.store import read_log, read_run
+from gammatune.runs.store import Kept, read_log, read_run
 from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[2]
@@ -104,13 +104,12 @@ def test_a_log_cut_at_any_byte_of_its_last_question_grows_back(make_runner, undi
     whole = cell.turns_file.read_bytes()
     for length in range(kept, len(whole)):
         cell.turns_file.write_bytes(whole[:length])
-        complete, last = cell.resume(questions)
-        assert cell.turns_file.stat().st_size == kept
-        assert complete == {(0, 9), (0, 2)}
-        assert last == turns[1]
+        found = cell.resume(questions)
+        assert cell.turns_file.stat().st_size == found.bytes == kept
+        assert (found.complete, found.last) == ({(0, 9), (0, 2)}, turns[1])
     cell.append(turns[2:])
     assert cell.turns_file.read_bytes() == whole
-    assert cell.resume(questions) == ({(0, 9), (0, 2), (0, 5)}, turns[3])
+    assert cell.resume(questions) == Kept({(0, 9), (0, 2), (0, 5)}, turns[3], len(whole))
 
 
 def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path):
