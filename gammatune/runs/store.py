@@ -129,7 +129,6 @@ class Cell:
             good = f"{self.turns_file} is damaged after its first {len(kept.complete)} questions"
             print(printable(f"gammatune: {good}, so the others are answered again."), file=sys.stderr)
         if self.turns_file.exists() and self.turns_file.stat().st_size != kept.bytes:
-            self.reopen()
             os.truncate(self.turns_file, kept.bytes)
         return kept
 

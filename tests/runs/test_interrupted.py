@@ -1,5 +1,7 @@
 """However a run ends, starting it again gives what one undisturbed run gives: nothing lost, nothing repeated."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from comparing import logged, statuses
+from killing import ENDED_WELL, TOLD, count_writes, differences, disturbed, fill_disk, in_child, kill, stored
 
 from gammatune.errors import UserError, explain
 from gammatune.runs.runner import Runner
@@ -18,6 +21,148 @@ from gammatune.runs.store import Kept, read_log, read_run
 from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[2]
+
+
+def a_run(make_runner, make_recorder, results):
+    """Three questions, one of two turns; a policy that carries its state over questions."""
+    runner = make_runner(results, arms=("policy=hf_heuristic", "policy.hf_heuristic.carry=never"))
+    return runner.run, runner.folder.path
+
+
+def a_second_pass(make_runner, make_recorder, results):
+    """Over a finished run."""
+    make_runner(results, arms=("policy=gammatune_plus",)).run()
+    runner = make_runner(results, "repetitions=2", arms=("policy=gammatune_plus",))
+    return runner.run, runner.folder.path
+
+
+def a_recording(make_runner, make_recorder, results):
+    recorder = make_recorder(results)
+    return recorder.run, recorder.recording.folder
+
+
+def check_ends(make, start, folder, step: int) -> int:
+    """Kill the work at every step-th write, and fill the disk there; each time, the same work again must give what
+    undisturbed work gives. How many ends were tried.
+
+    The work is made ready once and forked from there, so that a trial costs little more than the run itself.
+    """
+    work, place = make(folder)
+    prepared = folder.parent / "prepared"
+    shutil.copytree(folder, prepared)
+    writes = count_writes(work, folder)
+    wanted, tried = stored(place), 0
+    for end in (kill, fill_disk):
+        for number in range(start, len(writes), step):
+            shutil.rmtree(folder)
+            shutil.copytree(prepared, folder)
+            ended = disturbed(work, folder, number, end)
+            about = f"{end.__name__} at write {number}, {writes[number]}"
+            if end is fill_disk and ended == ENDED_WELL:
+                assert not any(event.startswith(GROWING) for event in writes[number:]), about
+            else:
+                assert ended == (-signal.SIGKILL if end is kill else TOLD), about
+            assert in_child(work) == ENDED_WELL, about
+            assert not differences(stored(place), wanted), about
+            tried += 1
+    return tried
+
+
+GROWING = ("open", "os.rename", "os.mkdir")
+
+
+@pytest.mark.parametrize("work", [a_run, a_second_pass, a_recording])
+@pytest.mark.parametrize(
+    ("start", "step"), [pytest.param(1, 5, id="every-5th"), pytest.param(0, 1, id="all", marks=pytest.mark.slow)]
+)
+def test_a_kill_or_a_full_disk_at_any_write_changes_nothing(make_runner, make_recorder, tmp_path, work, start, step):
+    (tmp_path / "results").mkdir()
+    tried = check_ends(partial(work, make_runner, make_recorder), start, tmp_path / "results", step)
+    assert tried > 30 / step
+
+
+@pytest.fixture(scope="module")
+def finished(make_runner, tmp_path_factory):
+    """The folder of a finished run of one pass."""
+    runner = make_runner(tmp_path_factory.mktemp("finished"))
+    runner.run()
+    return runner.folder.path
+
+
+DERIVED = ("pieces.json", "done.json", "acceptance.parquet", "run.json", "config.json", "provenance.json")
+
+
+@pytest.mark.parametrize("name", DERIVED)
+@pytest.mark.parametrize("damage", ["missing", "cut short", "changed"])
+def test_what_is_made_of_answers_is_made_again(make_runner, finished, on_answer, tmp_path, capsys, name, damage):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    on_answer(interrupt_after(0))
+    file = next(file for file in sorted(folder.rglob(name)))
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-20] if damage == "cut short" else content[:60] + b"7" + content[60:])
+    make_runner(tmp_path).run()
+    assert not differences(stored(folder), stored(finished))
+    told = f"gammatune: {file} is damaged or was changed, so it is made again.\n"
+    assert capsys.readouterr().err.count(told) == (damage != "missing")
+
+
+def test_a_damaged_line_costs_the_answers_from_there_on(make_runner, finished, on_answer, tmp_path, capsys):
+    folder = tmp_path / finished.name
+    shutil.copytree(finished, folder)
+    log = next(folder.glob("fixed-*/turns.jsonl"))
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + lines[1].replace('"drafted"', '"drifted"') + "".join(lines[2:]))
+    with pytest.raises(UserError, match="turns.jsonl was changed or cut short after it was finished"):
+        make_runner(tmp_path).run()
+    (log.parent / "done.json").unlink()
+    answered = []
+    on_answer(lambda made, policy: answered.append(policy.name))
+    make_runner(tmp_path).run()
+    assert answered == ["fixed"] * 3
+    assert not differences(stored(folder), stored(finished))
+    assert (
+        f"gammatune: {log} is damaged after its first 1 questions, so the others are answered again."
+        in capsys.readouterr().err
+    )
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(make_runner, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / finished.name)
+    file = tmp_path / finished.name / "pieces.json"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match="pieces.json is no regular file: move it away and run the same command again.$"):
+        make_runner(tmp_path).run()
+
+
+def test_arms_without_a_baseline_come_right_with_it_even_after_a_kill(
+    make_runner, finished, on_answer, tmp_path, monkeypatch
+):
+    """Killed after the baseline's last word, before theirs: nothing is left to answer then."""
+
+    def fail(made, policy):
+        if policy.name == "ar":
+            raise RuntimeError("no memory")
+
+    on_answer(fail)
+    make_runner(tmp_path).run()
+    on_answer(lambda made, policy: None)
+    work, folder = make_runner(tmp_path).run, tmp_path / finished.name
+    before = folder.parent.parent / "before"
+    shutil.copytree(folder, before)
+    writes = count_writes(work, folder)
+    words = [place for place, event in enumerate(writes) if event.startswith("os.rename") and ".done.json." in event]
+    shutil.rmtree(folder)
+    shutil.copytree(before, folder)
+    assert disturbed(work, folder, words[1], kill) == -signal.SIGKILL
+    assert [json.loads(file.read_text())["status"] for file in sorted(folder.glob("*/done.json"))] == ["ok"] + ["error"] * 3
+    on_answer(interrupt_after(0))
+    make_runner(tmp_path).run()
+    assert not differences(stored(folder), stored(finished))
 
 
 def interrupt_after(answers):
