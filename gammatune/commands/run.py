@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from gammatune.compose import read_config, read_words, refuse_foresight
-from gammatune.errors import CONFIGS, UserError, exit_code_of
+from gammatune.errors import CONFIGS, UserError, exit_code_of, stopping_quietly
 
 SPEAKER = "gammatune: "
 
@@ -63,11 +63,11 @@ def run_job(composed: DictConfig) -> None:
         print_last_line(path, "planned", [])
         return
     try:
-        runner.run()
+        with stopping_quietly():
+            runner.run()
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"Interrupted; complete answers are kept in {path}, and the same command continues from there."
-        ) from error
+        error.args = (f"Interrupted; complete answers are kept in {path}, and the same command continues from there.",)
+        raise
     report(path)
 
 

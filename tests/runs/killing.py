@@ -8,12 +8,15 @@ import hashlib
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
 
+from gammatune import cli
 from gammatune.errors import explain
 from gammatune.files import read_json
 from gammatune.records import TurnLog
@@ -40,6 +43,39 @@ def in_child(work: Callable[[], None]) -> int:
             code = TOLD if explain(error) else DEFECT
         finally:
             os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_command(words: list[str], errors: Path) -> int:
+    """`gammatune WORDS` in a forked process, what it says on stderr in a file; its process id."""
+    child = os.fork()
+    if child == 0:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the shell of the tests ignores
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        with errors.open("w") as sys.stderr, open(os.devnull, "w") as sys.stdout:  # noqa: PTH123
+            code = DEFECT
+            try:
+                code = cli.main(words)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+    return child
+
+
+def stop_once(child: int, begun: Callable[[], bool]) -> None:
+    """Hold a process still in the middle of its work, so that it cannot end by itself before a signal reaches it."""
+    while not begun():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended before it began"
+        time.sleep(0.002)
+    os.kill(child, signal.SIGSTOP)
+
+
+def signal_and_wait(child: int, number: int) -> int:
+    """The exit code of a process that was held still, or minus the signal that ended it."""
+    os.kill(child, number)
+    os.kill(child, signal.SIGCONT)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

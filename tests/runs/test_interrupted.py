@@ -1,11 +1,11 @@
 """However a run ends, starting it again gives what one undisturbed run gives: nothing lost, nothing repeated."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -13,14 +13,25 @@ from pathlib import Path
 
 import pytest
 from comparing import logged, statuses
-from killing import ENDED_WELL, TOLD, count_writes, differences, disturbed, fill_disk, in_child, kill, stored
+from killing import (
+    ENDED_WELL,
+    TOLD,
+    count_writes,
+    differences,
+    disturbed,
+    fill_disk,
+    in_child,
+    kill,
+    signal_and_wait,
+    start_command,
+    stop_once,
+    stored,
+)
 
-from gammatune.errors import UserError, explain
+from gammatune.errors import Stopped, UserError, explain, stopping_quietly
 from gammatune.runs.runner import Runner
 from gammatune.runs.store import Kept, read_log, read_run
 from gammatune.studies.replay_check import check_replay
-
-ROOT = Path(__file__).parents[2]
 
 
 def a_run(make_runner, make_recorder, results):
@@ -73,7 +84,7 @@ GROWING = ("open", "os.rename", "os.mkdir")
 
 @pytest.mark.parametrize("work", [a_run, a_second_pass, a_recording])
 @pytest.mark.parametrize(
-    ("start", "step"), [pytest.param(1, 5, id="every-5th"), pytest.param(0, 1, id="all", marks=pytest.mark.slow)]
+    ("start", "step"), [pytest.param(1, 7, id="every-7th"), pytest.param(0, 1, id="all", marks=pytest.mark.slow)]
 )
 def test_a_kill_or_a_full_disk_at_any_write_changes_nothing(make_runner, make_recorder, tmp_path, work, start, step):
     (tmp_path / "results").mkdir()
@@ -124,10 +135,7 @@ def test_a_damaged_line_costs_the_answers_from_there_on(make_runner, finished, o
     make_runner(tmp_path).run()
     assert answered == ["fixed"] * 3
     assert not differences(stored(folder), stored(finished))
-    assert (
-        f"gammatune: {log} is damaged after its first 1 questions, so the others are answered again."
-        in capsys.readouterr().err
-    )
+    assert f"{log} is damaged after its first 1 questions, so the others are answered again.\n" in capsys.readouterr().err
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(make_runner, finished, tmp_path):
@@ -139,9 +147,7 @@ def test_a_folder_in_the_place_of_a_file_is_named(make_runner, finished, tmp_pat
         make_runner(tmp_path).run()
 
 
-def test_arms_without_a_baseline_come_right_with_it_even_after_a_kill(
-    make_runner, finished, on_answer, tmp_path, monkeypatch
-):
+def test_arms_without_a_baseline_come_right_with_it_even_after_a_kill(make_runner, finished, on_answer, tmp_path):
     """Killed after the baseline's last word, before theirs: nothing is left to answer then."""
 
     def fail(made, policy):
@@ -279,56 +285,83 @@ def test_a_full_disk_loses_nothing(make_runner, undisturbed, on_answer, tmp_path
 
 
 @pytest.fixture
-def started(tmp_path, small):
-    """A process in the middle of a run, stopped with its first answers on disk so that it cannot end; and its arguments."""
-    arguments = [
-        *small,
+def words(small, tmp_path):
+    """A run of some seconds."""
+    longer = (
         "policy=[fixed,hf_heuristic]",
         "policy.hf_heuristic.carry=never",
-        f"results={tmp_path}",
         "decode.max_new_tokens=60",
         "acceptance=false",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "run.py", *arguments],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # a shell's background jobs ignore Ctrl-C, and so would a child of theirs
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    while process.poll() is None and not any(log.stat().st_size for log in tmp_path.glob("*/*/turns.jsonl")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGSTOP)
-    yield process, arguments
-    process.kill()
-    process.communicate()
+    return [*small, *longer, "acceptance=false", f"results={tmp_path / 'results'}"]
 
 
-@pytest.mark.slow
-def test_control_c_ends_with_a_sentence_that_says_how_to_go_on(started):
-    process, _ = started
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("gammatune: Interrupted; complete answers are kept in ")
-    assert "the same command continues from there" in err and "Traceback" not in err
+def start_run(words, tmp_path) -> int:
+    """Its process id, once its first answers are on disk; held still."""
+    child = start_command(["run", *words], tmp_path / "errors.txt")
+    stop_once(child, lambda: any(log.stat().st_size for log in tmp_path.glob("results/*/*/turns.jsonl")))
+    return child
 
 
-def test_a_killed_run_goes_on_and_a_second_process_is_refused_meanwhile(started, make_config, tmp_path_factory):
-    process, arguments = started
+def start_recording(words, tmp_path) -> int:
+    words = [word for word in words if not word.startswith(("policy", "results", "acceptance"))]
+    child = start_command(["record", *words, f"--out={tmp_path / 'results'}"], tmp_path / "errors.txt")
+    stop_once(child, lambda: any(tmp_path.glob("results/*/parts/[0-9]*")))
+    return child
+
+
+def samplers(folder) -> list[bytes]:
+    """Processes that still sample the machine into this folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # ended meanwhile
+            line = file.read_bytes()
+            found += [line] if b"monitor.py" in line and str(folder).encode() in line else []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("start", "kept"), [(start_run, "complete answers are kept in "), (start_recording, "what was written is kept")]
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_asked_to_end_it_ends_with_a_sentence_that_says_how_to_go_on(words, tmp_path, start, kept, number):
+    assert signal_and_wait(start(words, tmp_path), number) == 128 + number
+    err = (tmp_path / "errors.txt").read_text()
+    assert kept in err.splitlines()[-1] and err.endswith("the same command continues from there.\n"), err
+    assert "Traceback" not in err and err.count("Interrupted") == 1
+    assert not list(tmp_path.rglob(".*.part")) and not samplers(tmp_path)
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_quietly():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with pytest.raises(Stopped), stopping_quietly():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_killed_run_goes_on_and_a_second_process_is_refused_meanwhile(words, make_config, tmp_path):
+    child = start_run(words, tmp_path)
     with pytest.raises(UserError, match="Another process is already running .*: wait for it, or choose another folder"):
-        Runner(make_config(*arguments)).run()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    config = make_config(*arguments)
+        Runner(make_config(*words)).run()
+    assert signal_and_wait(child, signal.SIGKILL) == -signal.SIGKILL
+    config = make_config(*words)
     runner = Runner(config)
     turns = {label: len(turns) for label, turns in logged(runner).items()}
     assert 0 < sum(turns.values()) < 12
     runner.run()
-    config.results = str(tmp_path_factory.mktemp("whole"))
+    config.results = str(tmp_path / "whole")
     whole = Runner(config)
     whole.run()
     assert logged(runner) == logged(whole)
+    until = time.monotonic() + 10
+    while samplers(tmp_path):  # the killed run's own ends when it finds its parent gone
+        assert time.monotonic() < until
+        time.sleep(0.1)
