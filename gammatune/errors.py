@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+FOLDER_ERRORS += (errno.EISDIR, errno.ENAMETOOLONG)
 BAD_INPUT, INTERRUPTED = 2, 130
 #: what could steer a terminal or hide text: C0 and C1 controls but newline and tab, and marks that turn the writing round
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -31,6 +32,11 @@ class UserError(Exception):
 def printable(text: str) -> str:
     """Text of a model, a file or a name as it may go to a terminal: control characters as \\x1b or \\u202e."""
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same for a name or a label, which has no lines of its own."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class Stopped(KeyboardInterrupt):

@@ -99,13 +99,16 @@ def read_derived(file: Path, read: Callable[[Path], Content]) -> Content | None:
         return None
 
 
-def read_json(file: Path, remedy: str, known: int = SCHEMA) -> dict:
+def read_json(file: Path, remedy: str, known: int = SCHEMA, bare: bool = False) -> dict:
     """A JSON object of ours, its checksum verified and taken off.
 
     remedy: what to do about a damaged file. known: highest schema number that the caller reads. Files before schema 2 have
-    no checksum. Raises UserError, naming the file, where it is missing, damaged, changed or newer.
+    no checksum. bare: whether this kind of file once had no schema number either; it is given 1 then. Raises UserError,
+    naming the file, where it is missing, damaged, changed or newer.
     """
     content = parse_object(read_text(file, remedy), file, remedy)
+    if bare and not content.keys() & {"schema", "checksum"}:
+        return content | {"schema": 1}
     schema, checksum = content.get("schema"), content.pop("checksum", None)
     if type(schema) is not int or schema < 1:
         raise UserError(f"{file} is damaged (no schema number): {remedy}.")

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, printable
 from gammatune.files import write_text
 from gammatune.records import TurnLog
 from gammatune.report.show import piece
@@ -29,7 +29,7 @@ def write_answer_files(options: argparse.Namespace) -> int:
         raise UserError(f"{run.name} has random weights, so its speeds mean nothing: export a run of a trained pair.")
     arms = [run.arm(options.arm)] if options.arm else run.arms
     written = [path for arm in arms for path in write_arm(run, arm, options.out or run.path / "answers")]
-    print(*written, sep="\n")
+    print(*(printable(str(path)) for path in written), sep="\n")
     if run.left_out and not options.arm:
         print(f"{run.left_out_sentence()}.")
     return 0

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from gammatune.errors import one_line
 from gammatune.report import metrics
 from gammatune.report.names import arm_names, policy_name
 from gammatune.report.results import results_table
@@ -95,8 +96,9 @@ def describe_run(run: StoredRun, replay: str = "") -> str:
 
 def describe_study(study: Study) -> str:
     """Caption: what was replayed, with which prices."""
-    device = study.curve.facts.get("provenance", {}).get("device", "an unknown device")
-    what = f"{study.facts['pair']}, {study.facts['questions']} questions, {study.facts['tokens']:,} tokens"
+    device = one_line(str(study.curve.facts.get("provenance", {}).get("device", "an unknown device")))
+    pair, questions, tokens = one_line(study.facts.get("pair", "unknown")), study.facts["questions"], study.facts["tokens"]
+    what = f"{pair}, {questions} questions, {tokens:,} tokens"
     ratio = f"T_target / T_draft = {study.curve.ratio(512):.1f} at context 512"
     return f"Pair {what}; prices of {device}, {ratio}. {MODELLED_NOTE}"
 

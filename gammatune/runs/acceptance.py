@@ -19,7 +19,14 @@ from tqdm import tqdm
 from gammatune.decoding.loop import Generation
 from gammatune.files import read_derived
 from gammatune.records import TurnLog
-from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
+from gammatune.replay.table import (
+    TABLE_FILE,
+    AcceptanceTable,
+    AcceptanceTurn,
+    join_tables,
+    read_table,
+    write_table,
+)
 from gammatune.runs.session import Session
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question

@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 
 from gammatune import __version__
-from gammatune.errors import UserError
-from gammatune.files import read_derived, read_json
 from gammatune.runs.monitor import open_gpu
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "datasets", "safetensors", "gguf", "accelerate")
@@ -38,18 +36,6 @@ def describe_environment(device: torch.device, identity: dict) -> dict:
         "packages": {name: find_version(name) for name in PACKAGES},
         "pair": identity,
     }
-
-
-def read_earlier(path: Path) -> dict | None:
-    """What earlier sessions left; None where there is nothing, or it is damaged, which is told."""
-
-    def read(file: Path) -> dict:
-        content = read_json(file, "run the same command again")
-        if not isinstance(content.get("sessions"), list):
-            raise UserError(f"{file} is damaged (no sessions): run the same command again.")
-        return content
-
-    return read_derived(path, read)
 
 
 def name_device(device: torch.device) -> str:

@@ -12,16 +12,16 @@ from tqdm import tqdm
 from gammatune.compose import plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
 from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
 from gammatune.runs.monitor import watch_machine
-from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks, read_earlier
+from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, open_session
-from gammatune.runs.store import UNUSABLE, Cell, Kept, RunFolder, open_run
+from gammatune.runs.store import NOT_OURS, REWRITTEN, Cell, Kept, RunFolder, open_run, read_provenance
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
@@ -117,18 +117,17 @@ class Runner:
 
     def stamp(self, cell: Cell, here: dict) -> None:
         path = cell.folder / "provenance.json"
-        there = read_earlier(path) or {**here, "sessions": []}
-        started_on = there.get("device", "another device")
-        if cell.turns_file.exists() and cell.turns_file.stat().st_size and started_on != here["device"]:
+        there = read_derived(path, read_provenance) or {**here, "sessions": []}
+        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != one_line(here["device"]):
             raise UserError(
-                f"{cell.folder} was started on {started_on}, this is {here['device']}: times of two "
+                f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
                 "machines do not mix, so choose another folder with results=FOLDER."
             )
-        write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
+        write_json(path, there | {"sessions": [*there.get("sessions", []), here["time"]]})
 
     def write_header(self) -> None:
         header, shared = self.folder.path / "run.json", self.shared()
-        read_derived(header, partial(read_json, remedy=UNUSABLE))  # refuses a newer one
+        read_derived(header, partial(read_json, remedy=NOT_OURS))  # refuses a newer one
         arms = [
             {
                 "label": cell.arm.label,
@@ -225,7 +224,7 @@ class Runner:
         has come right and that of an arm which it had failed.
         """
         settled = all(done and done.get("status") != "error" for done in (arm.cell.read_done() for arm in progress))
-        if not settled or read_derived(self.folder.pieces_file, partial(read_json, remedy=UNUSABLE)) is None:
+        if not settled or read_derived(self.folder.pieces_file, partial(read_json, remedy=REWRITTEN)) is None:
             write_pieces(self.folder, self.session.pair.tokenizer)
         if settled:
             return

@@ -246,8 +246,8 @@ def test_a_finished_run_is_not_decoded_again(make_runner, on_answer, tmp_path):
 def test_a_log_cut_at_any_byte_of_its_last_question_grows_back(make_runner, undisturbed, tmp_path):
     """On the four turns of one pass, the last two of which are one question."""
     cell, questions = make_runner(tmp_path).folder.cells[2], undisturbed.questions
-    log = list(read_log(undisturbed.folder.cells[2].turns_file))[:4]
-    turns = [replace(line.turn, rounds=line.turn.rounds[:1], output_ids=[7]) for line in log]
+    log = [line.turn for line in read_log(undisturbed.folder.cells[2].turns_file)][:4]
+    turns = [replace(turn, rounds=turn.rounds[:1], output_ids=turn.output_ids[: turn.rounds[0].emitted]) for turn in log]
     cell.create()
     cell.append(turns[:2])
     kept = cell.turns_file.stat().st_size

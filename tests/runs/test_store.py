@@ -178,7 +178,7 @@ def test_a_turn_log_comes_back_as_it_was():
 
 def test_a_turn_log_of_the_first_schema_is_read():
     """Its rounds name the draft's forwards otherwise, and know of no trees and no batches."""
-    turn = TurnLog(5, "qa", "qa", 0, 10, [4], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10, state={"mean": 2.5})])
+    turn = TurnLog(5, "qa", "qa", 0, 10, [4, 6], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10, state={"mean": 2.5})])
     old = json.loads(turn.to_json())
     old["schema"] = 1
     old["rounds"]["draft_forwards"] = old["rounds"].pop("forwards")

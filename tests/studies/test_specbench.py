@@ -245,7 +245,7 @@ def test_wrong_options_are_refused(tmp_path, monkeypatch, call):
         "--schedule ucb --gamma 3": "ucb has no gamma",
         "--gamma 0": "HFHeuristic.gamma=0 is out of range",
         "--schedule fixed --gamma 1": "contradicts the schedule fixed-1: round 1 of turn 1 of question",
-        "--max-new-tokens 0": "must be 1 or more",
+        "--max-new-tokens 0": "must lie between 1 and",
         "--out log.jsonl": "must name a file that ends with .parquet",
     }.items():
         assert sentence in refused(call("import", "log.jsonl", *words.split()))
