@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -31,6 +32,11 @@ ENDED_WELL, TOLD, DEFECT = 0, 2, 3
 
 def in_child(work: Callable[[], None]) -> int:
     """Do the work in a forked process: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+
+
+def fork(work: Callable[[], None]) -> int:
+    """The id of a process that does the work in silence."""
     child = os.fork()
     if child == 0:
         null = os.open(os.devnull, os.O_RDWR)
@@ -43,7 +49,7 @@ def in_child(work: Callable[[], None]) -> int:
             code = TOLD if explain(error) else DEFECT
         finally:
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 def start_command(words: list[str], errors: Path) -> int:
@@ -144,6 +150,16 @@ def disturbed(work: Callable[[], None], folder: Path, place: int, end: Callable[
         work()
 
     return in_child(doomed)
+
+
+def samplers(folder: Path) -> list[bytes]:
+    """Processes that still sample the machine into this folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # ended meanwhile
+            line = file.read_bytes()
+            found += [line] if b"monitor.py" in line and str(folder).encode() in line else []
+    return found
 
 
 def stored(folder: Path) -> dict[str, object]:

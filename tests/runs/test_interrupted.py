@@ -5,11 +5,9 @@ import os
 import shutil
 import signal
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import pytest
 from comparing import logged, statuses
@@ -22,6 +20,7 @@ from killing import (
     fill_disk,
     in_child,
     kill,
+    samplers,
     signal_and_wait,
     start_command,
     stop_once,
@@ -308,16 +307,6 @@ def start_recording(words, tmp_path) -> int:
     child = start_command(["record", *words, f"--out={tmp_path / 'results'}"], tmp_path / "errors.txt")
     stop_once(child, lambda: any(tmp_path.glob("results/*/parts/[0-9]*")))
     return child
-
-
-def samplers(folder) -> list[bytes]:
-    """Processes that still sample the machine into this folder."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # ended meanwhile
-            line = file.read_bytes()
-            found += [line] if b"monitor.py" in line and str(folder).encode() in line else []
-    return found
 
 
 @pytest.mark.parametrize(
