@@ -157,10 +157,14 @@ class Round:
 ROUND_FIELDS = tuple(f.name for f in fields(Round))
 
 
+class NewerFileError(UserError):
+    """A file or line that a newer gammatune wrote."""
+
+
 def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it", known: int = SCHEMA) -> None:
-    """Raises UserError, naming the file or line `where`, when its schema number is above the highest that we know."""
+    """Raises NewerFileError, naming the file or line `where`, when its schema number is above the highest that we know."""
     if schema > known:
-        raise UserError(
+        raise NewerFileError(
             f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {known}): {remedy}."
         )
 

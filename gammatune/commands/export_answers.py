@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from gammatune.errors import UserError, printable
-from gammatune.files import replacing
+from gammatune.files import write_text
 from gammatune.records import TurnLog
 from gammatune.report.show import piece
 from gammatune.runs.store import StoredArm, StoredRun, read_run
@@ -42,8 +42,7 @@ def write_arm(run: StoredRun, arm: StoredArm, out: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         files.append(folder / f"{arm.label}.jsonl")
         lines = [json.dumps(answer) + "\n" for answer in list_answers(run, arm, repetition)]
-        with replacing(files[-1]) as partial:
-            partial.write_text("".join(lines), encoding="utf-8")
+        write_text(files[-1], "".join(lines))
     return files
 
 

@@ -153,7 +153,7 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
             f"The prompt has {len(prompt)} tokens, but {engine.pair.name} can address {context} with its answer: "
             "shorten the prompt or leave the question out."
         )
-    if session.policy.watches_draft and not engine.drafter.signals:
+    if not engine.drafter.signals and session.watches_draft:
         refuse_watching(engine.drafter, type(session.policy).__name__)
     return Turn(
         drafter=engine.drafter,
@@ -171,7 +171,7 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
 def prefill(turn: Turn) -> None:
     """All of the prompt but its last token into the caches; the drafter's only where it can be asked for a draft."""
     turn.verifier.begin(turn.text)
-    if turn.session.policy.drafts:
+    if turn.session.drafts:
         turn.drafter.begin(turn.text, turn.sampler)
 
 
@@ -204,7 +204,7 @@ def commit(turn: Turn, block: Block, proposal: Proposal, verdict: Verdict) -> Ro
         emitted.append(verdict.next_token)
     turn.text.extend(emitted)
     turn.verifier.commit(turn.text, verdict)
-    if turn.session.policy.drafts:
+    if turn.session.drafts:
         turn.drafter.commit(turn.text)
     return Round(block.planned, block.drafted, accepted, len(emitted), proposal.forwards, block.stop, context)
 

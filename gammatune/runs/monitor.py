@@ -35,7 +35,7 @@ def watch_machine(file: Path, period_s: float = PERIOD_S, gpu: str = ""):
     try:
         yield
     finally:
-        child.terminate()
+        child.kill()
         child.wait()
 
 

@@ -11,33 +11,35 @@
             turns.jsonl          one TurnLog per line, appended question by question
             done.json            status, written last
 
-A finished cell is skipped, an unfinished one continues after its last complete question. Reports read only arms whose cell
-ended `ok`; every other arm is named, with the reason, in `StoredRun.left_out`. Nothing here loads a model.
+A finished cell is skipped, an unfinished one continues after its last complete question. What is made of the answers
+(pieces, done, acceptance) is made again by the same command where it is missing or damaged. Reports read only arms whose
+cell ended `ok`; every other arm is named, with the reason, in `StoredRun.left_out`. Nothing here loads a model.
 """
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
 from gammatune.compose import Arm
-from gammatune.errors import UserError, one_line
-from gammatune.files import content_hash, read_json, write_json
-from gammatune.records import SCHEMA, TurnLog, is_count
+from gammatune.errors import UserError, one_line, printable
+from gammatune.files import content_hash, read_derived, read_json, write_json
+from gammatune.records import SCHEMA, NewerFileError, TurnLog, is_count
 from gammatune.runs import frames
 from gammatune.runs.monitor import read_samples
 from gammatune.tasks.questions import Question
 
 BASELINE = "ar"
 MAKE_A_RUN = "make a run with `python run.py`"
-UNUSABLE = "delete that folder and run it again"
-REWRITTEN = "delete that file and run the same command again, which writes it anew from what is stored"
-NOT_OURS = "give the folder of a run; where this is one, move run.json away and run its command again, which writes it anew"
+REWRITTEN = "run the same command again, which writes it anew from what is stored"
+GOES_ON = "run the same command again, which goes on from the lines before it"
+NOT_OURS = "give the folder of a run; where this is one, run its command again, which writes run.json anew"
 STATUSES = ("ok", "wrong_output", "error")
 LONGEST_NAME = 200  # bytes of a label or a cell's name, both of which become names of files
 
@@ -50,10 +52,10 @@ class LoggedTurn:
     turn: TurnLog
 
 
-def read_log(file: Path, remedy: str = "") -> Iterator[LoggedTurn]:
+def read_log(file: Path, remedy: str = GOES_ON) -> Iterator[LoggedTurn]:
     """The turns in file order, without a last line that a kill cut short. Raises UserError for a damaged line.
 
-    remedy: what to do about one; by default, how an unfinished log goes on from the lines before it.
+    remedy: what to do about one.
     """
     if not file.exists():
         return
@@ -61,8 +63,7 @@ def read_log(file: Path, remedy: str = "") -> Iterator[LoggedTurn]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
-                advice = remedy or f"keep the {number - 1} lines before it, and the same command goes on from there"
-                yield LoggedTurn(len(line), TurnLog.from_json(line, f"{file} line {number}", advice))
+                yield LoggedTurn(len(line), TurnLog.from_json(line, f"{file} line {number}", remedy))
 
 
 def hash_file(file: Path) -> str:
@@ -85,6 +86,15 @@ def make_cell_again(cell: Path) -> str:
 
 
 @dataclass
+class Kept:
+    """What an unfinished log holds, up to its last complete question."""
+
+    complete: set[tuple[int, int]] = field(default_factory=set)  # (repetition, question id)
+    last: TurnLog | None = None
+    bytes: int = 0
+
+
+@dataclass
 class Cell:
     """One arm of a run on disk, while it is made."""
 
@@ -101,43 +111,50 @@ class Cell:
         return self.folder / "done.json"
 
     def read_done(self) -> dict | None:
-        return read_done(self.done_file) if self.done_file.exists() else None
+        """None where the cell has not finished, or done.json is damaged: what it said can be found in the log again."""
+        return read_derived(self.done_file, read_done)
 
-    def refuse_changed(self) -> None:
+    def refuse_changed(self, done: dict) -> None:
         """Raises UserError when the log is no longer the one that the cell finished with."""
-        done = self.read_done()
-        if done and done.get("sha256") != hash_file(self.turns_file):
+        if done.get("sha256") != hash_file(self.turns_file):
             raise UserError(
                 f"{self.turns_file} was changed or cut short after it was finished: delete the folder "
                 f"{self.folder} and run again."
             )
 
     def reopen(self) -> None:
-        """Delete done.json before more answers are added to the log whose checksum it holds."""
+        """Delete done.json before the log changes whose checksum it holds."""
         self.done_file.unlink(missing_ok=True)
 
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
-        if config.exists() and content_hash(read_json(config, UNUSABLE)) != content_hash(self.content):
+        stored = read_derived(config, partial(read_json, remedy=REWRITTEN))
+        if stored is None:
+            write_json(config, self.content)
+        elif content_hash(stored) != content_hash(self.content):
             raise UserError(
                 f"{config} does not describe this run (another pair, policy or task set): delete the folder "
                 f"{self.folder}, or choose another with results=FOLDER."
             )
-        write_json(config, self.content)
 
-    def resume(self, questions: list[Question]) -> tuple[set[tuple[int, int]], TurnLog | None]:
-        """Cut the log after its last complete question; ((repetition, question id) of those kept, last turn kept)."""
-        turns_of = {question.question_id: len(question.turns) for question in questions}
-        complete, last, kept_bytes, position = set(), None, 0, 0
-        for logged in read_log(self.turns_file):
-            position, turn = position + logged.bytes, logged.turn
-            if turn.turn + 1 == turns_of.get(turn.question_id):
-                complete.add((turn.repetition, turn.question_id))
-                last, kept_bytes = turn, position
-        if self.turns_file.exists() and self.turns_file.stat().st_size != kept_bytes:
-            os.truncate(self.turns_file, kept_bytes)
-        return complete, last
+    def resume(self, questions: list[Question]) -> Kept:
+        """Cut the log after its last complete question, and before a damaged line, which is told."""
+        turns_of, kept, position = {question.question_id: len(question.turns) for question in questions}, Kept(), 0
+        try:
+            for logged in read_log(self.turns_file):
+                position, turn = position + logged.bytes, logged.turn
+                if turn.turn + 1 == turns_of.get(turn.question_id):
+                    kept.complete.add((turn.repetition, turn.question_id))
+                    kept.last, kept.bytes = turn, position
+        except NewerFileError:
+            raise
+        except UserError:
+            good = f"{self.turns_file} is damaged after its first {len(kept.complete)} questions"
+            print(printable(f"gammatune: {good}, so the others are answered again."), file=sys.stderr)
+        if self.turns_file.exists() and self.turns_file.stat().st_size != kept.bytes:
+            os.truncate(self.turns_file, kept.bytes)
+        return kept
 
     def append(self, turns: list[TurnLog]) -> None:
         """Add one question's turns in a single write."""
@@ -158,6 +175,10 @@ class RunFolder:
     @property
     def reference(self) -> Cell:
         return self.cells[0]
+
+    @property
+    def pieces_file(self) -> Path:
+        return self.path / "pieces.json"
 
 
 def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFolder:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from gammatune.errors import UserError, one_line
-from gammatune.files import read_json, read_text, replacing, write_json
+from gammatune.files import read_json, read_text, write_json, write_text
 from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, from_ratio
 from gammatune.replay.simulate import fill_unknown
@@ -114,8 +114,7 @@ def store_bounds(bounds: Bounds, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.csv": getattr(bounds, name).to_csv(index=False, float_format="%.6g") for name in KEYS}
     for name, text in texts.items():
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     write_json(folder / "source.json", bounds.source | {"sha256 of": {name: checksum(text) for name, text in texts.items()}})
 
 

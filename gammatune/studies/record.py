@@ -7,7 +7,7 @@ from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
-from gammatune.files import content_hash, hold_folder, read_json, write_json
+from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
@@ -41,20 +41,20 @@ class Recorder:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
         started = time.perf_counter()
         with hold_folder(self.recording.folder, "--out FOLDER"):
-            if not self.recording.table.exists():
+            if not self.recording.finished():
                 self.stamp()
-            path = self.recording.complete(self.session, self.answer)
+                self.recording.complete(self.session, self.answer)
         self.seconds = time.perf_counter() - started
-        return path
+        return self.recording.table
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""
         write_json(self.recording.folder / "config.json", self.recording.facts)
         path = self.recording.folder / "provenance.json"
-        sessions = read_json(path, "choose another folder with --out")["sessions"] if path.exists() else []
+        there = read_derived(path, read_sessions) or []
         here = describe_environment(self.session.pair.device, self.session.pair.identity)
         here |= {"known_answers": len(self.known)}
-        write_json(path, {"sessions": [*sessions, here]})
+        write_json(path, {"sessions": [*there, here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()
@@ -84,3 +84,11 @@ class Recorder:
             f"Answers of the target {self.answer_seconds:.1f} s, the drafter beside them {traced:.1f} s: "
             f"{self.seconds / self.answer_seconds:.2f} times the answers alone."
         )
+
+
+def read_sessions(file: Path) -> list:
+    """Of a recording's provenance. Raises UserError."""
+    sessions = read_json(file, "run the same command again").get("sessions")
+    if not isinstance(sessions, list):
+        raise UserError(f"{file} is damaged (no sessions): run the same command again.")
+    return sessions

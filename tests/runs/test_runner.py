@@ -14,8 +14,10 @@ from gammatune.compose import plan_arms
 from gammatune.drafters.lookup import Lookup
 from gammatune.files import read_json
 from gammatune.policies import Policy
+from gammatune.policies.session import PolicySession
+from gammatune.runs.runner import Progress
 from gammatune.runs.session import DEPTH
-from gammatune.runs.store import read_run
+from gammatune.runs.store import Kept, read_run
 from gammatune.studies.replay_check import check_replay
 
 
@@ -220,7 +222,7 @@ def warm_and_count(runner) -> tuple[set, set]:
         if model is not None:
             model.__class__, model.fed = Counting, set()
     before = [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
-    runner.warm_up()
+    runner.warm_up([Progress(cell, PolicySession(cell.arm.policy), Kept()) for cell in runner.folder.cells])
     assert before == [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
     draft = runner.session.engine.drafter.workplace.model
     return runner.session.engine.target.fed, set() if draft is None else draft.fed
