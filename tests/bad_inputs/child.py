@@ -51,7 +51,7 @@ class Child:
             self.prepare()
             code = run_as_process(self.words)
         except BaseException:
-            traceback.print_exc()
+            os.write(2, traceback.format_exc().encode())  # sys.stderr may still be this process's own
         finally:
             os._exit(code)
 

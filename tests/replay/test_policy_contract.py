@@ -155,7 +155,7 @@ def test_an_answer_that_is_neither_true_nor_false_is_refused(turns, value):
     assert sentence == f"Policy ScriptedWatching: keep_drafting() returned {show(value)}, but it must be True or False."
 
 
-@pytest.mark.parametrize("kind", [np.bool_, torch.tensor], ids=str)
+@pytest.mark.parametrize("kind", [np.bool_, torch.tensor], ids=["numpy", "torch"])
 def test_true_and_false_may_be_numpys_or_torchs(turns, kind):
     def stopping(true, false):
         policy = ScriptedWatching(plans=[6])
