@@ -5,18 +5,22 @@ refused while composing; `__post_init__` refuses values out of range. All of it 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gammatune.config import DecodeConfig, PairConfig, RunConfig, RuntimeConfig, TasksConfig
-from gammatune.errors import CONFIGS, UserError, unknown_setting
+from gammatune.errors import CONFIGS, UserError, as_written, unknown_setting
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
+from gammatune.policies.session import PolicySession, describe_error
+from gammatune.records import is_count
 
 #: Config groups whose choices are classes; a drafter's joins when a word names one, since it brings torch along
 REGISTRIES = [POLICIES]
@@ -63,6 +67,9 @@ def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
 
 def read_config(composed: DictConfig) -> RunConfig:
     """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
+    for name, settings in composed.policy.items():
+        with making(name):
+            OmegaConf.to_object(settings)  # on its own first, so that an error has a name
     config = OmegaConf.to_object(composed)
     refuse_unknown(composed, config, "")
     for name, policy in config.policy.items():
@@ -75,6 +82,17 @@ def read_config(composed: DictConfig) -> RunConfig:
     return config
 
 
+@contextmanager
+def making(name: str) -> Iterator[None]:
+    """Whatever the constructor of a policy raises becomes a UserError that names it."""
+    try:
+        yield
+    except (UserError, OmegaConfBaseException, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(f"{as_written(f'policy.{name}')} cannot be made: {describe_error(error)}.") from error
+
+
 def refuse_unwatchable(config: RunConfig) -> None:
     """Raises UserError for no drafter, and for a policy that watches the signals of a drafter that has none."""
     from gammatune.drafters.base import Drafter, refuse_watching
@@ -82,14 +100,14 @@ def refuse_unwatchable(config: RunConfig) -> None:
     if not isinstance(config.drafter, Drafter):
         raise UserError("drafter must be one by its name, such as drafter=lookup.")
     for name, policy in config.policy.items():
-        if policy.watches_draft and not config.drafter.signals:
+        if not config.drafter.signals and PolicySession(policy).watches_draft:
             refuse_watching(config.drafter, name)
 
 
 def refuse_foresight(config: RunConfig) -> None:
     """Raises UserError for a policy that must know the target's answer: no live run can have it."""
     for name, policy in config.policy.items():
-        if policy.oracle:
+        if PolicySession(policy).call("oracle"):
             raise UserError(f"policy={name} must know the answer beforehand: replay it, `gammatune headline TABLE`.")
 
 
@@ -125,7 +143,9 @@ class Arm:
 
     @property
     def gamma(self) -> int | None:
-        return self.settings.get("gamma")
+        """Where it starts from; None where the setting of that name, if there is one, means something else."""
+        gamma = self.settings.get("gamma")
+        return gamma if is_count(gamma) else None
 
 
 def plan_arms(config: RunConfig) -> list[Arm]:
@@ -142,4 +162,5 @@ def start_arms(policy: Policy, starts: list[int]) -> list[Arm]:
     own = settings_of(policy)
     if "gamma" not in own:
         return [Arm(policy.name, policy)]
-    return [Arm(f"{policy.name}-{gamma}", with_settings(policy, gamma=gamma)) for gamma in starts or [own["gamma"]]]
+    with making(policy.name):
+        return [Arm(f"{policy.name}-{gamma}", with_settings(policy, gamma=gamma)) for gamma in starts or [own["gamma"]]]
