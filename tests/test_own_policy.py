@@ -289,11 +289,11 @@ MISBEHAVING = {
 
 def write_misbehaving(folder: Path) -> str:
     """modes.py with the classes above; the word that chooses all of them."""
-    heads = "import sys, time\nfrom dataclasses import dataclass\nimport numpy as np, torch\nfrom gammatune.policies.fixed import Fixed\n"
-    classes = [
-        f"@dataclass\nclass {name}(Fixed):\n    gamma: int = 4\n    {body}\n" for name, (body, _) in MISBEHAVING.items()
-    ]
-    (folder / "modes.py").write_text(heads + "\n\n".join(classes))
+    imports = "sys", "time", "torch", "numpy as np", "dataclasses", "gammatune.policies.fixed"
+    text = "".join(f"import {name}\n" for name in imports)
+    for name, (body, _) in MISBEHAVING.items():
+        text += f"@dataclasses.dataclass\nclass {name}(gammatune.policies.fixed.Fixed):\n    gamma: int = 4\n    {body}\n"
+    (folder / "modes.py").write_text(text)
     return f"policy=[fixed,{','.join(f'modes.{name}' for name in MISBEHAVING)}]"
 
 
