@@ -102,7 +102,7 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
         return "null is no choice for a config group: name one of its choices, or leave the argument out."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
         return (
-            f"Cannot write {error.filename or 'the results'} ({error.strerror}): free some space or choose another folder "
+            f"Cannot write {error.filename or 'the results'} ({os.strerror(error.errno)}): free some space or choose another folder "
             f"with {folder_choice}; what was written is kept."
         )
     return None
