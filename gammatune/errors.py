@@ -101,9 +101,10 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be"):
         return "null is no choice for a config group: name one of its choices, or leave the argument out."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
+        what, why = error.filename or "the results", os.strerror(error.errno)  # a library's own words may be others
         return (
-            f"Cannot write {error.filename or 'the results'} ({os.strerror(error.errno)}): free some space or choose another folder "
-            f"with {folder_choice}; what was written is kept."
+            f"Cannot write {what} ({why}): free some space or choose another folder with {folder_choice}; what was written "
+            "is kept."
         )
     return None
 
