@@ -116,9 +116,10 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
     if isinstance(error, OSError) and error.filename == STDOUT:
         return f"Standard output cannot be written ({error.strerror}); what was written to files is kept."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
+        what, why = error.filename or "the results", os.strerror(error.errno)  # a library's own words may be others
         return (
-            f"Cannot write {error.filename or 'the results'} ({error.strerror}): free some space or choose another folder "
-            f"with {folder_choice}; what was written is kept."
+            f"Cannot write {what} ({why}): free some space or choose another folder with {folder_choice}; what was written "
+            "is kept."
         )
     return None
 

@@ -44,7 +44,7 @@ class Trial:
     planned: list[float]  # seconds after which it was to be killed
     kills: int  # of these, how many came before its end
     finished: bool  # whether the same work ended well afterwards
-    differing: list[str]  # files that differ from those of undisturbed work, are missing, or were left over
+    differed: str  # files that differ from those of undisturbed work, are missing, or were left over; "" for none
 
 
 def kill_trials(folder: Path, count: int, seconds: float, seed: int) -> list[Trial]:
@@ -59,7 +59,7 @@ def kill_trials(folder: Path, count: int, seconds: float, seed: int) -> list[Tri
         wanted, duration = undisturbed[kind]
         moments = [rng.uniform(0, duration) for _ in range(rng.randint(1, 3))]
         trials.append(try_once(kind, partial(works[kind], folder / f"{len(trials)}"), moments, wanted))
-        if not trials[-1].differing:
+        if not trials[-1].differed:
             shutil.rmtree(folder / f"{len(trials) - 1}")
     return trials
 
@@ -97,8 +97,8 @@ def try_once(kind: str, work: Callable[[], None], moments: list[float], wanted: 
     kills = sum(kill_after(work, moment) for moment in moments)
     finished = in_child(work) == ENDED_WELL
     results = work.args[-1]
-    differing = differences(stored(results), wanted) if finished else ["it did not end well"]
-    return Trial(kind, [round(moment, 3) for moment in moments], kills, finished, differing)
+    differed = ", ".join(differences(stored(results), wanted)) if finished else "it did not end well"
+    return Trial(kind, [round(moment, 3) for moment in moments], kills, finished, differed)
 
 
 def kill_after(work: Callable[[], None], seconds: float) -> bool:
@@ -111,7 +111,7 @@ def kill_after(work: Callable[[], None], seconds: float) -> bool:
 
 def summarise(trials: list[Trial], kind: str) -> str:
     done = [trial for trial in trials if trial.kind == kind]
-    kills, bad = sum(trial.kills for trial in done), [trial for trial in done if trial.differing]
+    kills, bad = sum(trial.kills for trial in done), [trial for trial in done if trial.differed]
     return f"{kind}: {len(done)} trials, {kills} kills before the end, {len(bad)} differ from undisturbed work."
 
 
@@ -126,7 +126,7 @@ def main() -> int:
     trials = kill_trials(folder, options.count, options.seconds, options.seed)
     for kind in ("run", "record"):
         print(summarise(trials, kind))
-    bad = [trial for trial in trials if trial.differing]
+    bad = [trial for trial in trials if trial.differed]
     print(*bad, sep="\n")
     time.sleep(3)  # longer than a sampler takes to miss its parent
     left = samplers(folder)

@@ -65,8 +65,13 @@ class PolicySession:
 
     def open_block(self, room: int, ends: frozenset[int]) -> Block:
         """The next round's block, empty. room: tokens that may be drafted. Raises PolicyError."""
-        keep = self.keep_drafting if self.watches_draft else None
-        return Block(self.plan(), room, ends, keep, exclude=self.call("stop_token") == "exclude")
+        keep, planned = self.keep_drafting if self.watches_draft else None, self.plan()
+        if planned and not self.drafts:  # the drafter has not been told of the text
+            raise PolicyError(
+                f"Policy {type(self.policy).__name__}: plan() returned {planned}, but a policy whose drafts is False must "
+                "return 0."
+            )
+        return Block(planned, room, ends, keep, exclude=self.call("stop_token") == "exclude")
 
     def keep_drafting(self, signals: Signals) -> bool:
         """Whether to draft on after the token with these signals. Raises PolicyError, also where the policy keeps them."""
@@ -165,14 +170,19 @@ def show(value) -> str:
 
 def policy_error(policy: Policy, name: str, error: BaseException) -> PolicyError:
     """The sentence for an exception that a policy raised; one that the policy wrote for the user stays as it is."""
+    if isinstance(error, UserError):
+        return PolicyError(str(error))
+    call = f"{name}()" if callable(getattr(type(policy), name, None)) else name
+    return PolicyError(f"Policy {type(policy).__name__}: {call} raised {describe_error(error)}.")
+
+
+def describe_error(error: BaseException) -> str:
+    """Its type and what it says, in one line without an end."""
     try:
         words = " ".join(str(error).split())[:500].rstrip(".")
     except Exception:  # __str__ may be the user's own
         words = ""
-    if isinstance(error, UserError) and words:
-        return PolicyError(f"{words}.")
-    call = f"{name}()" if callable(getattr(type(policy), name, None)) else name
-    return PolicyError(f"Policy {type(policy).__name__}: {call} raised {type(error).__name__}{words and f': {words}'}.")
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def kept_round(policy: Policy) -> PolicyError:

@@ -18,6 +18,7 @@ from gammatune.studies.study import Study
 
 THROTTLED = 0.75  # of the highest clock
 UNSTABLE = 0.10
+SLOW_POLICY = 0.05  # of the time of its rounds
 SPEED_NOTE = (
     "Speedup is the ratio of mean tokens/s over questions; ± is the standard deviation over questions of the "
     "ratio per question; intervals are 95 % paired bootstrap over questions."
@@ -64,7 +65,8 @@ def list_notes(run: StoredRun, replay: str) -> list[str]:
     missing = RANDOM_NOTE if run.facts.get("random_weights") else "" if run.has_baseline else BASELINE_NOTE
     left_out = f"{run.left_out_sentence()}." if run.left_out else ""
     warnings = [f"Unstable: {sentence}" for sentence in stability_warnings(run)]
-    return [sentence for sentence in (missing, left_out, *gain_sentences(run), replay, *warnings) if sentence]
+    own_time = slow_policies(run)
+    return [sentence for sentence in (missing, left_out, *gain_sentences(run), replay, *own_time, *warnings) if sentence]
 
 
 def gain_sentences(run: StoredRun) -> list[str]:
@@ -75,6 +77,16 @@ def gain_sentences(run: StoredRun) -> list[str]:
         f"{policy_name(policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
         for policy, gain in gains.items()
         if not math.isnan(gain)
+    ]
+
+
+def slow_policies(run: StoredRun) -> list[str]:
+    """For each policy whose own code takes a noticeable part of its rounds: how much."""
+    sums = run.turns.groupby("label", sort=False)[["draft_ms", "verify_ms", "policy_ms", "rounds"]].sum()
+    sums["share"] = sums["policy_ms"] / sums[["draft_ms", "verify_ms", "policy_ms"]].sum(axis=1)
+    return [
+        f"{label} spends {arm.share:.0%} of its rounds in its own code ({arm.policy_ms / arm.rounds:.1f} ms a round)."
+        for label, arm in sums[sums["share"] > SLOW_POLICY].iterrows()
     ]
 
 

@@ -249,8 +249,7 @@ class Runner:
 def longest_block(progress: Progress) -> int:
     """Its gamma; at least DEPTH for a policy that learns, and for one whose plan is no setting. Raises PolicyError."""
     arm = progress.cell.arm
-    gamma = arm.gamma if isinstance(arm.gamma, int) else None
-    learns = type(arm.policy).observe is not Policy.observe
+    gamma, learns = arm.gamma, type(arm.policy).observe is not Policy.observe
     if not progress.session.drafts:
         return 0
     return max(gamma or 0, DEPTH if learns or gamma is None else 0)

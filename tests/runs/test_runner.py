@@ -126,6 +126,8 @@ class Failing(Policy):
         return {"rounds": self.rounds}
 
     def restore(self, state: dict) -> None:
+        if self.method == "restore":
+            raise OSError("the thermometer is gone")
         self.rounds, self.used = state["rounds"], True
 
 
@@ -150,6 +152,20 @@ def test_a_policy_that_fails_fails_its_own_arm(make_runner, undisturbed, tmp_pat
     assert 0 < len(others.pop("failing")) <= (4 if method == "reset" else 3)
     assert others == logged(undisturbed)
     assert check_replay(run).differing == 0
+
+
+def test_a_policy_that_cannot_go_on_fails_its_own_arm_and_harms_no_finished_one(make_runner, undisturbed, tmp_path):
+    first = make_runner(tmp_path, policies=[Failing(method="restore")])
+    first.run()
+    for _ in range(2):
+        make_runner(tmp_path, policies=[Failing(method="restore")]).run()  # nothing is missing, so nothing is restored
+    assert set(statuses(first).values()) == {"ok"}
+    runner = make_runner(tmp_path, "repetitions=2", policies=[Failing(method="restore")])
+    runner.run()
+    assert statuses(runner) == dict.fromkeys(logged(undisturbed), "ok") | {"failing": "error"}
+    assert (
+        runner.folder.cells[-1].read_done()["error"] == "Policy Failing: restore() raised OSError: the thermometer is gone."
+    )
 
 
 def test_a_failed_arm_that_has_come_right_is_finished(make_runner, monkeypatch, tmp_path):
