@@ -23,9 +23,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: tiny tensors gain nothing f
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "scripts")]
 
-import bad_inputs
-from bad_inputs.case import Case, Outcome, complaint
-from bad_inputs.child import LIMIT_S, Child
+import bad_inputs  # noqa: E402
+from bad_inputs.case import Case, Outcome, complaint  # noqa: E402
+from bad_inputs.child import LIMIT_S, Child  # noqa: E402
 
 AT_ONCE = 2
 GIB = 2**30
