@@ -1,5 +1,6 @@
 """A command in a child that is forked off this process: what is imported here need not be imported there again."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -44,14 +45,16 @@ class Child:
         code = 1
         try:
             os.setsid()
+            faulthandler.disable()  # of the tests: a crash is told by its signal
             os.chdir(self.folder)
             for number, path, how in ((0, os.devnull, os.O_RDONLY), (1, self.out, os.O_WRONLY), (2, self.err, os.O_WRONLY)):
                 os.dup2(os.open(path, how | os.O_CREAT | os.O_TRUNC), number)
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.stderr = open_stream(2)
             self.prepare()
             code = run_as_process(self.words)
         except BaseException:
-            os.write(2, traceback.format_exc().encode())  # sys.stderr may still be this process's own
+            traceback.print_exc()  # to whatever standard error is by now
         finally:
             os._exit(code)
 
