@@ -21,6 +21,8 @@ MT_BENCH_CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "ex
 CATEGORIES = MT_BENCH_CATEGORIES + TASKS[1:]
 TASK_SOURCES = ("demo", "specbench")
 PINNED = "pinned"
+SHA256 = "[0-9a-f]{64}"
+EXACT_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*"  # nothing that pip reads as an option or a place
 
 
 def one_of(key: str, value, choices) -> None:
@@ -56,6 +58,11 @@ class Wheel:
     sha256: str  # of the wheel
     member: str  # path of the file or part inside the wheel
 
+    def __post_init__(self):
+        check_sha256("model_pair.*.gguf.wheels.sha256", self.sha256)
+        if not re.fullmatch(EXACT_PACKAGE, self.package):
+            raise UserError(f"model_pair.*.gguf.wheels.package={self.package!r} must name one exact package as name==1.2.")
+
 
 @dataclass
 class Gguf:
@@ -63,6 +70,16 @@ class Gguf:
 
     sha256: str  # of the file, its parts joined
     wheels: list[Wheel]  # one for the whole file, or one for each part in order
+
+    def __post_init__(self):
+        check_sha256("model_pair.*.gguf.sha256", self.sha256)
+        if not self.wheels:
+            raise UserError("model_pair.*.gguf.wheels names no wheel: give at least one, or gguf=null.")
+
+
+def check_sha256(key: str, value: str) -> None:
+    if not re.fullmatch(SHA256, value):
+        raise UserError(f"{key}={value} must be a sha256 of 64 lower-case hex digits.")
 
 
 @dataclass
@@ -147,7 +164,7 @@ class TasksConfig:
         self._check_selection()
 
     def _check_checksum(self):
-        if self.checksum not in (None, PINNED) and not re.fullmatch("[0-9a-f]{64}", self.checksum):
+        if self.checksum not in (None, PINNED) and not re.fullmatch(SHA256, self.checksum):
             raise UserError(f"tasks.checksum={self.checksum} must be pinned, null or a sha256 of 64 lower-case hex digits.")
 
     def _check_selection(self):

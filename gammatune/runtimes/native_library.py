@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gammatune.errors import UserError
-from gammatune.files import read_json, write_json
+from gammatune.files import hash_file, read_json, write_json
 from gammatune.machine import cache_dir, find_distrust
 
 SOURCE = Path(__file__).with_name("llama_step.cpp")
@@ -97,11 +97,6 @@ def open_library(path: Path) -> ctypes.CDLL:
     if missing:
         raise NoLibraryError(f"the compiled C++ step {path} lacks {missing[0]}")
     return library
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_compiler(command: list[str]) -> subprocess.CompletedProcess:
