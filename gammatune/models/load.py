@@ -60,7 +60,10 @@ def refuse_own_code(files: Files, what: str) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """Of the first cause, since validators wrap it in words of their own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")[:300]
 
 
@@ -190,8 +193,9 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             "not read: fetch the checkpoint's safetensors files instead."
         ) from error
     except Exception as error:  # of safetensors, torch or transformers, each with its own
+        reason = "tensors of other sizes" if "ignore_mismatched_sizes" in str(error) else first_line(error)
         raise UserError(
-            f"The weights in {files.folder} do not fit their config.json ({first_line(error)}): fetch both again."
+            f"The weights in {files.folder} do not fit their config.json ({reason}): fetch both again."
         ) from error
     if report["missing_keys"]:
         raise UserError(

@@ -1,10 +1,12 @@
 """A pair ready to decode: target, draft, and everything the two must agree on, checked before any weight is read."""
 
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
@@ -48,9 +50,21 @@ def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None,
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(config, torch_device, dtype)
-    if config.source == "tiny-random" or config.weights == "random":
-        return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
-    return load_checkpoints(config, torch_device, torch_dtype, with_draft)
+    with only_errors():
+        if config.source == "tiny-random" or config.weights == "random":
+            return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
+        return load_checkpoints(config, torch_device, torch_dtype, with_draft)
+
+
+@contextmanager
+def only_errors():
+    """No warnings of transformers: they bring a checkpoint's own names to the terminal, and what counts is refused here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def reduce_draft(pair: Pair, size: int | None, ranking: np.ndarray | None) -> Pair:
