@@ -68,7 +68,7 @@ def first_line(error: BaseException) -> str:
 
 
 def load_tokenizer(files: Files):
-    """The folder's tokenizer. Raises UserError when it is missing or cannot be read."""
+    """The folder's tokenizer, tried once. Raises UserError when it is missing, cannot be read or does not work."""
     if not any((files.folder / name).exists() for name in TOKENIZER_FILES):
         raise UserError(
             f"The {files.role} {files.name} has no tokenizer in {files.folder} (none of "
@@ -81,7 +81,9 @@ def load_tokenizer(files: Files):
             "install sentencepiece protobuf`."
         )
     try:
-        return AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a text"))
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
         refuse_own_code(files, "tokenizer")
         raise UserError(

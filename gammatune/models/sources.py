@@ -31,6 +31,7 @@ from gammatune.models.wheels import fetch_gguf
 EMBEDDED_DRAFT = "embedded"  # the id of the draft shipped with gammatune
 DRAFT_FOLDER = Path(__file__).with_name("embedded_draft")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "added_tokens.json", "merges.txt")  # change prompts too
 SMALL_FILES = [
     "config.json",
     "generation_config.json",
@@ -250,7 +251,7 @@ def fingerprint(folder: Path, weights: list[Path]) -> str:
     """sha256 over the small files that decide an answer and, of each weight file, name, size and evenly spaced blocks:
     quick, also for 140 GB."""
     digest = hashlib.sha256()
-    for path in (folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)):
+    for path in (folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)):
         if path.exists():
             digest.update(path.name.encode() + path.read_bytes())
     for path in weights:

@@ -72,6 +72,8 @@ def test_identity_follows_the_weights_and_not_the_place(two, make_checkpoint, ma
     changed = load_pair(make_pair_config(moved, other)).identity
     assert changed["target"] == identity["target"]
     assert changed["draft"] != identity["draft"]
+    (moved / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert load_pair(make_pair_config(moved, draft)).identity["target"] != identity["target"]
 
 
 def test_padded_embeddings_are_cut_to_the_common_rows(two, make_checkpoint, make_pair_config):
