@@ -8,14 +8,16 @@ from pickle import UnpicklingError
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, PreTrainedConfig
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from gammatune.config import MODEL_TYPES, Checkpoint, Shape, check_sizes
 from gammatune.errors import UserError
+from gammatune.files import parse_object, read_text
 from gammatune.models.devices import GIB, free_bytes
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, find_own_code, weight_files
 
+MOST_LABELS = 100_000
 PLANNED_TOKENS = 2048  # context that a run is assumed to fill when the KV caches are counted
 
 
@@ -27,6 +29,9 @@ def read_config(files: Files) -> PreTrainedConfig:
             f"The {files.role} {files.name} has no config.json in {files.folder}: point model_pair.{files.role}.path at a "
             "complete checkpoint folder."
         )
+    labels = parse_object(read_text(path, "fetch it again"), path, "fetch it again").get("num_labels", 0)
+    if type(labels) is not int or labels > MOST_LABELS:  # transformers would write a name for each
+        raise UserError(f"{path}: num_labels={labels!r} has no meaning for a language model: take it out.")
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, RecursionError, or what its validators raise
@@ -47,6 +52,8 @@ def read_config(files: Files) -> PreTrainedConfig:
     if getattr(config, "transformers_weights", None) is not None:
         raise UserError(f"{path} names a weight file of its own (transformers_weights): take that line out.")
     check_sizes(f"{path}: ", config)
+    if not 0 <= config.rms_norm_eps < 1:
+        raise UserError(f"{path}: rms_norm_eps={config.rms_norm_eps} must be a number from 0 to 1: fetch that file again.")
     return config
 
 
@@ -122,9 +129,7 @@ def build_empty(demand: Demand) -> nn.Module:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(demand.config, dtype=demand.dtype, attn_implementation="sdpa")
-            model.model.layers, layers = model.model.layers[:1], model.model.layers
-            model(torch.zeros(1, 2, dtype=torch.long))
-            model.model.layers = layers
+            run_one_layer(model)
         turns = type(model.model.rotary_emb)(demand.config)(torch.zeros(1), torch.arange(2)[None])
         if not all(table.isfinite().all() for table in turns):
             raise ValueError("its RoPE angles are no numbers")
@@ -133,6 +138,18 @@ def build_empty(demand: Demand) -> nn.Module:
             f"{demand.origin} describes no model that transformers can run ({first_line(error)}): correct its settings."
         ) from error
     return model
+
+
+def run_one_layer(model: nn.Module) -> None:
+    """A forward of two tokens as decoding does it, on the meta device. Raises whatever odd settings lead to."""
+    model.model.layers, layers = model.model.layers[:1], model.model.layers
+    try:
+        model(torch.zeros(1, 2, dtype=torch.long), past_key_values=DynamicCache(), use_cache=True).logits.argmax()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):  # else transformers wants a number where there is none: no fault of the settings
+            raise
+    finally:
+        model.model.layers = layers
 
 
 def count_weights(demand: Demand) -> int:

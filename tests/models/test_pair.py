@@ -57,6 +57,11 @@ def test_dtype_is_the_configs_for_a_cpu_unless_given(two):
     assert "dtype=int4" in refusal(two[2], dtype="int4")
 
 
+def test_what_training_leaves_in_a_config_does_no_harm(two):
+    edit(two[0], use_cache=False, output_hidden_states=True)
+    assert load_pair(two[2]).vocab_size == 259
+
+
 def test_several_end_tokens_are_kept(two):
     path = two[0] / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 7]}))
