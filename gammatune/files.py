@@ -28,6 +28,12 @@ def canonical(content) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str).encode()
 
 
+def hash_file(path: Path) -> str:
+    """Hex digits of the SHA-256 of a whole file, about 1 GB a second."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends well, and nothing when it does not.

@@ -10,6 +10,7 @@ from gammatune.decoding.loop import Engine, build_engine, prefill, run_round, st
 from gammatune.drafters.base import Drafter
 from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
+from gammatune.errors import UserError
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
@@ -32,8 +33,18 @@ class Session:
         return self.engine.pair
 
     def prompt(self, question: Question, turn: int, answers: list[str]) -> list[int]:
-        """Token ids of a question's prompt; answers: to its earlier turns."""
-        return build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: turn + 1], answers)
+        """Token ids of a question's prompt; answers: to its earlier turns.
+
+        Raises UserError where the tokenizer makes none of it, or tokens that the models do not have.
+        """
+        ids = build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: turn + 1], answers)
+        if not ids or not 0 <= min(ids) <= max(ids) < self.pair.vocab_size:
+            made = f"token {max(ids)} of 0 to {self.pair.vocab_size - 1}" if ids else "no tokens at all"
+            raise UserError(
+                f"The tokenizer of {self.pair.name} makes {made} of question {question.question_id}: use the tokenizer that "
+                "belongs to the model."
+            )
+        return ids
 
     def budget(self, prompt_tokens: int) -> int:
         """Tokens that an answer to a prompt of this length may have."""
