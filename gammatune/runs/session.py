@@ -1,6 +1,7 @@
 """A config made ready to decode: questions, pair, engine, and the facts that name what is decoded."""
 
 import random
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -10,9 +11,11 @@ from gammatune.decoding.loop import Engine, build_engine, prefill, run_round, st
 from gammatune.drafters.base import Drafter
 from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
+from gammatune.errors import UserError
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
+from gammatune.runtimes.finite import NonFiniteError
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import Question, QuestionSet, load_questions
 
@@ -87,13 +90,24 @@ class Session:
             asked = prompt[-3:] if gamma else prompt
             turn = start_turn(engine, asked, PolicySession(probe(gammas=[gamma])), DecodeConfig(max_new_tokens=gamma + 1))
             prefill(turn)
-            run_round(turn)
+            with suppress(NonFiniteError):  # the arm that meets it says so, at its question
+                run_round(turn)
 
     def longest_text(self) -> int:
         """Tokens of the longest question with all its answers."""
         answer = self.config.decode.max_new_tokens
         asked = [(question, len(question.turns)) for question in self.questions.questions]
         return max(len(self.prompt(q, turns - 1, [""] * (turns - 1))) + turns * answer for q, turns in asked)
+
+
+@contextmanager
+def naming(question: Question, turn: int):
+    """What goes wrong in an answer is told with its question and turn."""
+    try:
+        yield
+    except UserError as error:
+        where = f"Question {question.question_id}, turn {turn + 1} of {len(question.turns)}"
+        raise type(error)(f"{where}: {error}") from error
 
 
 def open_session(config: RunConfig, endless: bool = False) -> Session:

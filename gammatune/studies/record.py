@@ -59,10 +59,7 @@ class Recorder:
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()
         known = self.known.get((question.question_id, turn))
-        try:
-            made = self.confirm(prompt, known) if known else self.decode(prompt)
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
+        made = self.confirm(prompt, known) if known else self.decode(prompt)
         self.answer_seconds += time.perf_counter() - started
         return made
 

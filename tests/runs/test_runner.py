@@ -76,7 +76,7 @@ def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, 
     assert {label for label, status in statuses(runner).items() if status == "error"} == failed
     assert len(logged(runner)[victim]) == 1
     done = runner.folder.cells[[cell.arm.label for cell in runner.folder.cells].index(victim)].read_done()
-    assert done["error"] == "question 2: RuntimeError: the device is gone"
+    assert done["error"] == "Question 2: RuntimeError: the device is gone"
     if victim != "ar":
         assert [arm.label for arm in read_run(runner.folder.path).arms] == ["ar", "gammatune_plus-3", "hf_heuristic-5"]
         assert read_run(runner.folder.path).left_out == [(victim, "error")]
