@@ -241,12 +241,22 @@ def warm_and_count(runner) -> tuple[set, set]:
 )
 def test_the_warm_up_covers_every_block_length_that_can_occur(make_runner, tmp_path, policies, longest):
     """Also the shorter blocks that the budget cuts, and the draft's feed of two tokens after a full acceptance."""
-    runner = make_runner(tmp_path, arms=policies)
+    runner = make_runner(tmp_path, "decode.max_new_tokens=60", arms=policies)
     target, draft = warm_and_count(runner)
-    assert target >= {(n, n) for n in range(1, longest + 2)}
+    assert target >= {(n, n) for n in (*range(1, min(longest, DEPTH) + 2), longest + 1)}
     assert max(n for n, keep in target if keep > 1 or n == 1) == longest + 1
     if longest:
         assert draft >= {(1, 1), (2, 1)}
+
+
+@pytest.mark.parametrize(("answer", "longest"), [(12, 11), (60, 59), (400, 254)])
+def test_the_warm_up_tries_no_block_that_cannot_occur(make_runner, tmp_path, answer, longest):
+    """An answer of n tokens has room for n - 1 drafted ones, and a context of 512 for no more; 1000 would take a minute."""
+    words = (f"decode.max_new_tokens={answer}", "tasks.overlong=skip")
+    runner = make_runner(tmp_path, *words, arms=("policy=fixed", "policy.fixed.gamma=1000"))
+    target, _ = warm_and_count(runner)
+    lengths = {n - 1 for n, keep in target if keep > 1 or n == 1}
+    assert lengths == {*range(min(longest, DEPTH) + 1), longest}
 
 
 def test_the_warm_up_of_a_lookup_verifies_every_length(make_runner, tmp_path):
