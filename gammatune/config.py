@@ -27,6 +27,8 @@ MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # of torch, which dies of ten
 MOST_REPETITIONS = 1000
 SHA256 = "[0-9a-f]{64}"
 EXACT_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*"  # nothing that pip reads as an option or a place
+OVERLONG = ("refuse", "skip")
+LEAST_CHANCE = 1e-30  # logits divided by less overflow fp32, and a probability below it is 0 there
 
 
 def one_of(key: str, value, choices) -> None:
@@ -193,6 +195,7 @@ class TasksConfig:
     include: list[str] = field(default_factory=list)  # task or category names; empty: all
     limit: int | None = None  # questions per task; null: all
     seed: int | None = None  # null: the first of each task; else a random subset, equal shares of each category
+    overlong: str = "refuse"  # questions that the pair's context cannot hold: refuse the run, or skip them
 
     def __post_init__(self):
         if self.source not in TASK_SOURCES:
@@ -201,6 +204,7 @@ class TasksConfig:
             raise UserError(
                 f"tasks.path={self.path} is only read with tasks.source=specbench: set that too, or leave the path out."
             )
+        one_of("tasks.overlong", self.overlong, OVERLONG)
         self._check_checksum()
         self._check_selection()
 
@@ -235,8 +239,11 @@ class DecodeConfig:
     def __post_init__(self):
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            "temperature": (
+                self.temperature == 0 or LEAST_CHANCE <= self.temperature <= 1 / LEAST_CHANCE,
+                f"0 (greedy), or between {LEAST_CHANCE:g} and {1 / LEAST_CHANCE:g}, which fp32 can divide by",
+            ),
+            "top_p": (LEAST_CHANCE <= self.top_p <= 1.0, f"between {LEAST_CHANCE:g}, which fp32 can tell from 0, and 1"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
         }
         for key, (holds, rule) in ranges.items():

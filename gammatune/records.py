@@ -110,6 +110,7 @@ class Proposal:
     q: "torch.Tensor | None" = None  # [k, V], what each was drawn from; None where the drafter is deterministic
     parents: "torch.Tensor | None" = None  # [k], index of the node before each, -1 for a root; None for a chain
     forwards: int = 0  # forward passes of a draft model that it took
+    peaks: "torch.Tensor | None" = None  # [forwards], finite where the distribution drawn from is; None without forwards
 
 
 @dataclass(slots=True)
@@ -119,6 +120,7 @@ class Verdict:
     tokens: list[int]  # [k], the proposed tokens, on the host
     path: list[int]  # accepted nodes in order; in a chain 0, 1, ..., accepted - 1
     next_token: int  # the target's own token after them
+    nonfinite: int | None = None  # the first distribution that is no numbers: the draft's steps, then the target's rows
 
 
 @dataclass(slots=True)

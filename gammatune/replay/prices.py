@@ -82,6 +82,17 @@ class PriceList:
         lines = [np.array([getattr(price, name) for price in self.verify]) for name in ("base", "slope")]
         return tuple(extend(values, largest) for values in lines)
 
+    def find_implausible(self) -> str:
+        """Where a draft step costs more than a plain target step, in words; empty where it nowhere does.
+
+        Judged at the measured contexts. Such a draft can never pay, so something else must have disturbed the measurement.
+        """
+        for context in self.facts.get("contexts", [0]):
+            draft, target = self.blind.step.at(context), self.verify[0].at(context)
+            if draft > target:
+                return f"a draft step takes {draft:.3g} ms and a target step {target:.3g} ms at context {context}"
+        return ""
+
     def ratio(self, context: int = 0) -> float:
         """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
         with np.errstate(divide="ignore"):

@@ -27,7 +27,7 @@ from gammatune.replay.table import (
     read_table,
     write_table,
 )
-from gammatune.runs.session import Session
+from gammatune.runs.session import Session, naming
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
 
@@ -83,9 +83,11 @@ def trace_question(session: Session, question: Question, answer: Answer, depth: 
     answers, turns = [], []
     for index in range(len(question.turns)):
         prompt = session.prompt(question, index, answers)
-        made = answer(question, index, prompt)
-        answers.append(answer_text(session.pair.tokenizer, made.output_ids))
         budget = session.budget(len(prompt))
+        with naming(question, index):
+            made = answer(question, index, prompt)
+            trace = session.engine.trace(prompt, made.output_ids, budget, depth)
+        answers.append(answer_text(session.pair.tokenizer, made.output_ids))
         turns.append(
             AcceptanceTurn(
                 question_id=question.question_id,
@@ -96,7 +98,7 @@ def trace_question(session: Session, question: Question, answer: Answer, depth: 
                 budget=budget,
                 finish=made.finish,
                 output_ids=np.array(made.output_ids, dtype=np.int32),
-                trace=session.engine.trace(prompt, made.output_ids, budget, depth),
+                trace=trace,
             )
         )
     return turns

@@ -20,9 +20,10 @@ from gammatune.records import TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
-from gammatune.runs.session import DEPTH, Session, open_session
+from gammatune.runs.session import DEPTH, Session, naming, open_session
 from gammatune.runs.store import NOT_OURS, REWRITTEN, Cell, Kept, RunFolder, open_run, read_provenance
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
+from gammatune.runtimes.finite import NonFiniteError
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
 
@@ -190,13 +191,11 @@ class Runner:
         label = progress.cell.arm.label
         try:
             turns = self.answer_turns(progress.session, question, repetition)
-        except (PolicyError, RuntimeError, ValueError, IndexError) as error:
-            what = str(error) if isinstance(error, PolicyError) else f"{type(error).__name__}: {error}"
-            progress.failure = f"question {question.question_id}: {what}"
-            bar.write(f"{label} failed at {progress.failure}", file=sys.stderr)
+        except (PolicyError, NonFiniteError, RuntimeError, ValueError, IndexError) as error:
+            unnamed = f"Question {question.question_id}: {type(error).__name__}: {error}"
+            progress.failure = str(error) if isinstance(error, UserError) else unnamed
+            bar.write(f"{label} failed. {progress.failure}", file=sys.stderr)
             return
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
         progress.cell.append(turns)
         tokens, rounds = sum(len(turn.output_ids) for turn in turns), sum(len(turn.rounds) for turn in turns)
         rate = tokens / sum(turn.wall_ms for turn in turns) * 1e3
@@ -208,10 +207,11 @@ class Runner:
         """All turns of a question; a later turn sees this arm's own earlier answers."""
         turns, answers = [], []
         for index in range(len(question.turns)):
-            session.start(question.question_id, index)
             prompt = self.session.prompt(question, index, answers)
             seed = self.session.turn_seed(question, index)
-            made = generate_speculative(self.session.engine, prompt, session, self.config.decode, seed)
+            with naming(question, index):
+                session.start(question.question_id, index)
+                made = generate_speculative(self.session.engine, prompt, session, self.config.decode, seed)
             answers.append(answer_text(self.session.pair.tokenizer, made.output_ids))
             turns.append(log_turn(question, index, len(prompt), made, repetition))
             turns[-1].policy_after = session.state()
@@ -232,7 +232,7 @@ class Runner:
         for arm in progress:
             summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
-                summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
+                summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed. {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.session.pair.device))
 
     def leave_table(self) -> None:
@@ -241,9 +241,13 @@ class Runner:
         if not (self.config.acceptance and self.config.decode.greedy) or reference.read_done().get("status") != "ok":
             return
         recording = Recording(self.folder.path, self.session.table_facts(DEPTH))
-        if not recording.finished():
-            answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
+        if recording.finished():
+            return
+        answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
+        try:
             record_logged(self.session, recording, answers)
+        except NonFiniteError as error:  # of the draft: the target's own answers are there, and are reported
+            print(f"gammatune: no acceptance table is left. {error}", file=sys.stderr)
 
 
 def longest_block(progress: Progress) -> int:

@@ -286,8 +286,10 @@ def read_run(path: str | os.PathLike) -> StoredRun:
     kept = [arm for arm in arms if arm.label not in left_out]
     run = StoredRun(path, facts, kept, list(left_out.items()))
     if not kept:
+        failed = next((arm.done["error"] for arm in arms if arm.done.get("error")), None)
         raise UserError(
-            f"{path} has no finished arm to report on ({run.left_out_sentence()}): run the same command again to finish it."
+            f"{path} has no finished arm to report on ({run.left_out_sentence()}): "
+            f"{f'{arms[0].label} ended with this. {failed}' if failed else 'run the same command again to finish it.'}"
         )
     return run
 

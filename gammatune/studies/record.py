@@ -8,6 +8,7 @@ from gammatune.decoding.loop import Generation, generate_autoregressive, generat
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
 from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
+from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
@@ -32,6 +33,7 @@ class Recorder:
             raise UserError(f"--gamma-max {depth} must lie between 1 and 120.")
         self.known = known or {}
         self.answer_seconds = self.seconds = 0.0
+        self.load = LoadWatch()
         self.session = open_session(config)
         facts = self.session.table_facts(depth)
         name = f"{self.session.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
@@ -59,11 +61,9 @@ class Recorder:
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()
         known = self.known.get((question.question_id, turn))
-        try:
-            made = self.confirm(prompt, known) if known else self.decode(prompt)
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
+        made = self.confirm(prompt, known) if known else self.decode(prompt)
         self.answer_seconds += time.perf_counter() - started
+        self.load.note()
         return made
 
     def decode(self, prompt: list[int]) -> Generation:
@@ -80,9 +80,10 @@ class Recorder:
         if not self.answer_seconds:
             return "Nothing was left to record."
         traced = self.seconds - self.answer_seconds
+        warning = self.load.warning("these times")
         return (
             f"Answers of the target {self.answer_seconds:.1f} s, the drafter beside them {traced:.1f} s: "
-            f"{self.seconds / self.answer_seconds:.2f} times the answers alone."
+            f"{self.seconds / self.answer_seconds:.2f} times the answers alone." + (f" {warning}" if warning else "")
         )
 
 

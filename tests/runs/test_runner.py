@@ -78,7 +78,7 @@ def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, 
     assert {label for label, status in statuses(runner).items() if status == "error"} == failed
     assert len(logged(runner)[victim]) == 1
     done = runner.folder.cells[[cell.arm.label for cell in runner.folder.cells].index(victim)].read_done()
-    assert done["error"] == "question 2: RuntimeError: the device is gone"
+    assert done["error"] == "Question 2: RuntimeError: the device is gone"
     if victim != "ar":
         assert [arm.label for arm in read_run(runner.folder.path).arms] == ["ar", "gammatune_plus-3", "hf_heuristic-5"]
         assert read_run(runner.folder.path).left_out == [(victim, "error")]
@@ -259,12 +259,22 @@ def warm_and_count(runner) -> tuple[set, set]:
 )
 def test_the_warm_up_covers_every_block_length_that_can_occur(make_runner, tmp_path, policies, longest):
     """Also the shorter blocks that the budget cuts, and the draft's feed of two tokens after a full acceptance."""
-    runner = make_runner(tmp_path, arms=policies)
+    runner = make_runner(tmp_path, "decode.max_new_tokens=60", arms=policies)
     target, draft = warm_and_count(runner)
-    assert target >= {(n, n) for n in range(1, longest + 2)}
+    assert target >= {(n, n) for n in (*range(1, min(longest, DEPTH) + 2), longest + 1)}
     assert max(n for n, keep in target if keep > 1 or n == 1) == longest + 1
     if longest:
         assert draft >= {(1, 1), (2, 1)}
+
+
+@pytest.mark.parametrize(("answer", "longest"), [(12, 11), (60, 59), (400, 254)])
+def test_the_warm_up_tries_no_block_that_cannot_occur(make_runner, tmp_path, answer, longest):
+    """An answer of n tokens has room for n - 1 drafted ones, and a context of 512 for no more; 1000 would take a minute."""
+    words = (f"decode.max_new_tokens={answer}", "tasks.overlong=skip")
+    runner = make_runner(tmp_path, *words, arms=("policy=fixed", "policy.fixed.gamma=1000"))
+    target, _ = warm_and_count(runner)
+    lengths = {n - 1 for n, keep in target if keep > 1 or n == 1}
+    assert lengths == {*range(min(longest, DEPTH) + 1), longest}
 
 
 def test_the_warm_up_of_a_lookup_verifies_every_length(make_runner, tmp_path):
