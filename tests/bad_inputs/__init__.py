@@ -3,6 +3,6 @@
 Run in this process by tests/test_bad_inputs.py, and with random ones beside in processes of their own by scripts/torture.py.
 """
 
-from bad_inputs import command_lines
+from bad_inputs import command_lines, numbers, questions
 
-ALL = {"command-line": command_lines.CASES}
+ALL = {"command-line": command_lines.CASES, "numbers": numbers.CASES, "questions": questions.CASES}
