@@ -23,6 +23,7 @@ from gammatune.config import DTYPES, FORMS, DecodeConfig, RunConfig, one_of
 from gammatune.decoding.exactness import Comparison, compare_answers
 from gammatune.decoding.loop import Generation, build_engine, generate_speculative
 from gammatune.errors import UserError, exit_code_of
+from gammatune.machine import LoadWatch
 from gammatune.models.devices import choose_device
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies import Policy
@@ -33,6 +34,7 @@ from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions
 
 CPU_DTYPES = "bf16,fp32"
+LOAD = LoadWatch()  # of this process's measurements
 
 
 class Decoder:
@@ -97,6 +99,7 @@ def measure(arms: list[Arm], inputs: Iterable, device: torch.device, repeats: in
             bar.update()
         for repeat in range(repeats):
             for number, given in enumerate(inputs):
+                LOAD.note()
                 for arm in arms[step % len(arms) :] + arms[: step % len(arms)]:
                     found, seconds = time_call(lambda arm=arm, given=given: arm.work(given), device)
                     rows.append({**arm.labels, "input": number, "repeat": repeat, "seconds": seconds, **found})
@@ -196,9 +199,10 @@ def describe_machine(device: torch.device) -> dict:
 
 
 def print_report(tables: list[pd.DataFrame], result: dict, device: torch.device, digits: int = 3, notes: str = "") -> None:
-    """The machine, tables as Markdown, notes, and as the last line one JSON object: result, machine, the last table's rows.
+    """The machine, tables as Markdown, whether others used it, notes, and as the last line one JSON object.
 
-    A value that a row does not have is an empty field, and null. NaN is no JSON, so a result that holds one is a defect.
+    That holds the result, the machine and the last table's rows. A value that a row does not have is an empty field, and
+    null. NaN is no JSON, so a result that holds one is a defect.
     """
     machine = describe_machine(device)
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
@@ -207,6 +211,9 @@ def print_report(tables: list[pd.DataFrame], result: dict, device: torch.device,
     for table in tables:
         shown = table.round(digits).astype(object).where(table.notna(), None)
         print(shown.to_markdown(index=False, missingval=""), end="\n\n", flush=True)
+    LOAD.note()
+    if warning := LOAD.warning("times"):
+        print(f"{warning}\n", flush=True)
     print(notes, end="\n" if notes else "")
     rows = json.loads(tables[-1].to_json(orient="records", double_precision=6))
     print(json.dumps({**result, **machine, "rows": rows}, allow_nan=False))

@@ -6,19 +6,23 @@ refused while composing; `__post_init__` refuses values out of range. All of it 
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gammatune.config import DecodeConfig, PairConfig, RunConfig, RuntimeConfig, TasksConfig
 from gammatune.errors import CONFIGS, UserError, as_written, clip, plain_name, unknown_setting
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
+from gammatune.policies.session import PolicySession, describe_error
 from gammatune.process import loading
+from gammatune.records import is_count
 from gammatune.words import check_choices, readable
 
 GROUPS = ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "experiment")
@@ -73,6 +77,9 @@ def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
 def read_config(composed: DictConfig) -> RunConfig:
     """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
     refuse_extreme(OmegaConf.to_container(composed, resolve=True))
+    for name, settings in composed.policy.items():
+        with making(name):
+            OmegaConf.to_object(settings)  # on its own first, so that an error has a name
     config = OmegaConf.to_object(composed)
     refuse_unknown(composed, config, "")
     for name, policy in config.policy.items():
@@ -102,6 +109,17 @@ def refuse_unread(pair: PairConfig) -> None:
                 )
 
 
+@contextmanager
+def making(name: str) -> Iterator[None]:
+    """Whatever the constructor of a policy raises becomes a UserError that names it."""
+    try:
+        yield
+    except (UserError, OmegaConfBaseException, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserError(f"{as_written(f'policy.{name}')} cannot be made: {describe_error(error)}.") from error
+
+
 def refuse_unwatchable(config: RunConfig) -> None:
     """Raises UserError for no drafter, and for a policy that watches the signals of a drafter that has none."""
     from gammatune.drafters.base import Drafter, refuse_watching
@@ -109,14 +127,14 @@ def refuse_unwatchable(config: RunConfig) -> None:
     if not isinstance(config.drafter, Drafter):
         raise UserError("drafter must be one by its name, such as drafter=lookup.")
     for name, policy in config.policy.items():
-        if policy.watches_draft and not config.drafter.signals:
+        if not config.drafter.signals and PolicySession(policy).watches_draft:
             refuse_watching(config.drafter, name)
 
 
 def refuse_foresight(config: RunConfig) -> None:
     """Raises UserError for a policy that must know the target's answer: no live run can have it."""
     for name, policy in config.policy.items():
-        if policy.oracle:
+        if PolicySession(policy).call("oracle"):
             raise UserError(f"policy={name} must know the answer beforehand: replay it, `gammatune headline TABLE`.")
 
 
@@ -164,7 +182,9 @@ class Arm:
 
     @property
     def gamma(self) -> int | None:
-        return self.settings.get("gamma")
+        """Where it starts from; None where the setting of that name, if there is one, means something else."""
+        gamma = self.settings.get("gamma")
+        return gamma if is_count(gamma) else None
 
 
 def plan_arms(config: RunConfig) -> list[Arm]:
@@ -181,4 +201,5 @@ def start_arms(policy: Policy, starts: list[int]) -> list[Arm]:
     own = settings_of(policy)
     if "gamma" not in own:
         return [Arm(policy.name, policy)]
-    return [Arm(f"{policy.name}-{gamma}", with_settings(policy, gamma=gamma)) for gamma in starts or [own["gamma"]]]
+    with making(policy.name):
+        return [Arm(f"{policy.name}-{gamma}", with_settings(policy, gamma=gamma)) for gamma in starts or [own["gamma"]]]

@@ -1,5 +1,6 @@
 """Typed schemas of everything a run can be told. No torch here: a typo is refused before anything heavy is imported."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ TASK_SOURCES = ("demo", "specbench")
 PINNED = "pinned"
 MOST_THREADS = max(64, 4 * (os.cpu_count() or 1))  # of torch, which dies of tens of thousands
 MOST_REPETITIONS = 1000
+SHA256 = "[0-9a-f]{64}"
+EXACT_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*"  # nothing that pip reads as an option or a place
+OVERLONG = ("refuse", "skip")
+LEAST_CHANCE = 1e-30  # logits divided by less overflow fp32, and a probability below it is 0 there
 
 
 def one_of(key: str, value, choices) -> None:
@@ -49,6 +54,43 @@ class Shape:
 
     def __post_init__(self):
         one_of("model_pair.*.shape.model_type", self.model_type, MODEL_TYPES)
+        check_sizes("model_pair.*.shape.", self)
+
+
+#: range of each size of a model, far above what exists; below, all of a model's bytes are counted in seconds
+SIZES = {
+    "hidden_size": (2, 2**20),
+    "intermediate_size": (1, 2**22),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**14),
+    "num_key_value_heads": (1, 2**14),
+    "vocab_size": (4, 2**24),
+    "max_position_embeddings": (8, 2**31),
+    "head_dim": (2, 2**14),
+}
+
+
+def check_sizes(where: str, sizes: Any) -> None:
+    """Raises UserError unless a model can have these sizes. where: what comes before a size's name in the sentence.
+
+    sizes: an object with the attributes of Shape, a config of transformers among them.
+    """
+    for name, (least, most) in SIZES.items():
+        value = getattr(sizes, name, None)
+        if name == "head_dim" and value is None:
+            continue
+        if type(value) is not int or not least <= value <= most:
+            raise UserError(f"{where}{name}={value} must be a whole number from {least} to {most}.")
+    heads, head_dim = sizes.num_attention_heads, getattr(sizes, "head_dim", None)
+    if heads % sizes.num_key_value_heads:
+        raise UserError(f"{where}num_key_value_heads={sizes.num_key_value_heads} must divide num_attention_heads={heads}.")
+    if head_dim is None and sizes.hidden_size % heads:
+        raise UserError(f"{where}num_attention_heads={heads} must divide hidden_size={sizes.hidden_size}.")
+    if (head_dim or sizes.hidden_size // heads) % 2:
+        raise UserError(f"{where}hidden_size={sizes.hidden_size} gives heads of an odd size, which RoPE cannot turn.")
+    theta = getattr(sizes, "rope_theta", 1.0)  # transformers keeps it elsewhere
+    if not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise UserError(f"{where}rope_theta={theta} must be a finite number above 0.")
 
 
 @dataclass
@@ -59,6 +101,11 @@ class Wheel:
     sha256: str  # of the wheel
     member: str  # path of the file or part inside the wheel
 
+    def __post_init__(self):
+        check_sha256("model_pair.*.gguf.wheels.sha256", self.sha256)
+        if not re.fullmatch(EXACT_PACKAGE, self.package):
+            raise UserError(f"model_pair.*.gguf.wheels.package={self.package!r} must name one exact package as name==1.2.")
+
 
 @dataclass
 class Gguf:
@@ -66,6 +113,16 @@ class Gguf:
 
     sha256: str  # of the file, its parts joined
     wheels: list[Wheel]  # one for the whole file, or one for each part in order
+
+    def __post_init__(self):
+        check_sha256("model_pair.*.gguf.sha256", self.sha256)
+        if not self.wheels:
+            raise UserError("model_pair.*.gguf.wheels names no wheel: give at least one, or gguf=null.")
+
+
+def check_sha256(key: str, value: str) -> None:
+    if not re.fullmatch(SHA256, value):
+        raise UserError(f"{key}={value} must be a sha256 of 64 lower-case hex digits.")
 
 
 @dataclass
@@ -138,6 +195,7 @@ class TasksConfig:
     include: list[str] = field(default_factory=list)  # task or category names; empty: all
     limit: int | None = None  # questions per task; null: all
     seed: int | None = None  # null: the first of each task; else a random subset, equal shares of each category
+    overlong: str = "refuse"  # questions that the pair's context cannot hold: refuse the run, or skip them
 
     def __post_init__(self):
         if self.source not in TASK_SOURCES:
@@ -146,11 +204,12 @@ class TasksConfig:
             raise UserError(
                 f"tasks.path={self.path} is only read with tasks.source=specbench: set that too, or leave the path out."
             )
+        one_of("tasks.overlong", self.overlong, OVERLONG)
         self._check_checksum()
         self._check_selection()
 
     def _check_checksum(self):
-        if self.checksum not in (None, PINNED) and not re.fullmatch("[0-9a-f]{64}", self.checksum):
+        if self.checksum not in (None, PINNED) and not re.fullmatch(SHA256, self.checksum):
             raise UserError(f"tasks.checksum={self.checksum} must be pinned, null or a sha256 of 64 lower-case hex digits.")
 
     def _check_selection(self):
@@ -180,8 +239,11 @@ class DecodeConfig:
     def __post_init__(self):
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "temperature": (0.0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            "top_p": (0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            "temperature": (
+                self.temperature == 0 or LEAST_CHANCE <= self.temperature <= 1 / LEAST_CHANCE,
+                f"0 (greedy), or between {LEAST_CHANCE:g} and {1 / LEAST_CHANCE:g}, which fp32 can divide by",
+            ),
+            "top_p": (LEAST_CHANCE <= self.top_p <= 1.0, f"between {LEAST_CHANCE:g}, which fp32 can tell from 0, and 1"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
         }
         for key, (holds, rule) in ranges.items():

@@ -3,7 +3,11 @@
 import errno
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
@@ -34,6 +38,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
+def one_line(text: str) -> str:
+    """The same for a name or a label, which has no lines of its own."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def clip(text: str, longest: int = 100) -> str:
     """The beginning of a text that may be anything, as a sentence can show it."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
@@ -46,11 +55,40 @@ def plain_name(text: str, what: str) -> str:
     return text
 
 
+class Stopped(KeyboardInterrupt):
+    """Asked to end by another signal than Ctrl-C's, and to be treated alike."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+@contextmanager
+def stopping_quietly() -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP raise Stopped, so that what is being written is finished or removed.
+
+    One that is ignored, as under nohup, stays ignored.
+    """
+
+    def stop(number: int, frame) -> None:
+        raise Stopped(number)
+
+    own = threading.current_thread() is threading.main_thread()  # the only one that may set handlers
+    taken = [each for each in (signal.SIGTERM, signal.SIGHUP) if own and signal.getsignal(each) is signal.SIG_DFL]
+    for each in taken:
+        signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+
 def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "results=FOLDER") -> int:
     """Print the sentence for what the user can correct and return the exit code; raises a defect again, for its traceback.
 
-    2 for bad input, 130 for an interrupt, 0 where the reader of our output (head, less) has seen enough. speaker: put in
-    front of the sentence. folder_choice: the setting that names another folder to write to.
+    2 for bad input, 130 for Ctrl-C, 128 and its number for another signal, 0 where the reader of our output (head, less) has
+    seen enough. speaker: put in front of the sentence. folder_choice: the setting that names another folder to write to.
     """
     if isinstance(error, OSError) and error.filename == STDOUT:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still in its buffer goes nowhere
@@ -59,7 +97,7 @@ def exit_code_of(error: BaseException, speaker: str = "", folder_choice: str = "
     if isinstance(error, KeyboardInterrupt):
         sentence = str(error) or "Interrupted; what was written is kept, and the same command continues from there."
         print(f"{speaker}{sentence}", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + error.number if isinstance(error, Stopped) else INTERRUPTED
     sentence = explain(error, folder_choice)
     if sentence is None:
         raise error
@@ -78,9 +116,10 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
     if isinstance(error, OSError) and error.filename == STDOUT:
         return f"Standard output cannot be written ({error.strerror}); what was written to files is kept."
     if isinstance(error, OSError) and error.errno in FOLDER_ERRORS:
+        what, why = error.filename or "the results", os.strerror(error.errno)  # a library's own words may be others
         return (
-            f"Cannot write {error.filename or 'the results'} ({error.strerror}): free some space or choose another folder "
-            f"with {folder_choice}; what was written is kept."
+            f"Cannot write {what} ({why}): free some space or choose another folder with {folder_choice}; what was written "
+            "is kept."
         )
     return None
 

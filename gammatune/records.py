@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,7 @@ SIGNAL_DIGITS = 4
 
 # planned length reached | the policy stopped | an end of sequence was drafted | no more tokens allowed | nothing to propose
 STOP_REASONS = ("length", "policy", "eos", "budget", "drafter")
+FINISHES = ("eos", "length")  # of an answer: it ended the sequence, or was as long as allowed
 
 
 @dataclass(slots=True)
@@ -109,6 +110,7 @@ class Proposal:
     q: "torch.Tensor | None" = None  # [k, V], what each was drawn from; None where the drafter is deterministic
     parents: "torch.Tensor | None" = None  # [k], index of the node before each, -1 for a root; None for a chain
     forwards: int = 0  # forward passes of a draft model that it took
+    peaks: "torch.Tensor | None" = None  # [forwards], finite where the distribution drawn from is; None without forwards
 
 
 @dataclass(slots=True)
@@ -118,6 +120,7 @@ class Verdict:
     tokens: list[int]  # [k], the proposed tokens, on the host
     path: list[int]  # accepted nodes in order; in a chain 0, 1, ..., accepted - 1
     next_token: int  # the target's own token after them
+    nonfinite: int | None = None  # the first distribution that is no numbers: the draft's steps, then the target's rows
 
 
 @dataclass(slots=True)
@@ -156,10 +159,14 @@ class Round:
 ROUND_FIELDS = tuple(f.name for f in fields(Round))
 
 
+class NewerFileError(UserError):
+    """A file or line that a newer gammatune wrote."""
+
+
 def refuse_newer(schema: int, where, remedy: str = "update gammatune to read it", known: int = SCHEMA) -> None:
-    """Raises UserError, naming the file or line `where`, when its schema number is above the highest that we know."""
+    """Raises NewerFileError, naming the file or line `where`, when its schema number is above the highest that we know."""
     if schema > known:
-        raise UserError(
+        raise NewerFileError(
             f"{where} was written by a newer gammatune (schema {schema}, this one reads up to {known}): {remedy}."
         )
 
@@ -174,7 +181,7 @@ class TurnLog:
     turn: int  # which of the question's prompts, from 0
     prompt_tokens: int
     output_ids: list[int]  # generated ids, a final end of sequence included
-    finish: str  # "eos" or "length"
+    finish: str  # one of FINISHES
     prefill_ms: float  # before the first round: the prompt through the target, and through the drafter where one is used
     wall_ms: float  # the whole turn with prefill, without tokenisation
     rounds: list[Round]
@@ -188,8 +195,8 @@ class TurnLog:
         return json.dumps({"schema": SCHEMA, **record, "rounds": columns}, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, line: str, where: str = "the turn log") -> "TurnLog":
-        """Inverse of to_json. Raises UserError, naming `where`, for a newer schema or a malformed line."""
+    def from_json(cls, line: str | bytes, where: str = "the turn log", remedy: str = "write it again") -> "TurnLog":
+        """Inverse of to_json. Raises UserError, naming `where`, for a newer schema or a line that no decoding loop wrote."""
         try:
             record = json.loads(line)
             schema = record.pop("schema")
@@ -199,9 +206,55 @@ class TurnLog:
                 columns |= {"forwards": columns["draft_forwards"], "nodes": columns["drafted"]}
                 columns["row"] = [0] * len(columns["drafted"])
             rows = zip(*(columns[name] for name in ROUND_FIELDS), strict=True)
-            return cls(**record, rounds=[Round(*row) for row in rows])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{where} is damaged ({type(error).__name__}): delete that run's folder, or run it again to "
-                "continue from its last complete turn."
-            ) from error
+            turn = cls(**record, rounds=[Round(*row) for row in rows])
+            fault = find_fault(turn)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(f"{where} is damaged ({type(error).__name__}): {remedy}.") from error
+        if fault:
+            raise UserError(f"{where} is damaged ({fault}): {remedy}.")
+        turn.category, turn.task = one_line(turn.category), one_line(turn.task)
+        return turn
+
+
+MOST = 2**31 - 1  # of anything counted
+LONGEST_MS = 1e12
+SLACK_MS = 1.0  # the device's clock may differ from the host's, by which the policy's own time is taken off a draft's
+
+
+def is_count(value) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+def is_time(value, least: float = 0.0) -> bool:
+    return type(value) in (int, float) and least <= value <= LONGEST_MS  # false for NaN
+
+
+def are_numbers(state) -> bool:
+    """Whether it is what a policy may report of itself."""
+    return isinstance(state, dict) and all(isinstance(value, int | float) for value in state.values())
+
+
+def find_fault(turn: TurnLog) -> str:
+    """What no decoding loop could have logged, "" where everything could: types, ranges, and sums that must agree."""
+    counts = (turn.turn, turn.prompt_tokens, turn.repetition, *turn.output_ids)
+    if type(turn.question_id) is not int or not all(map(is_count, counts)):
+        return "a number is out of range"
+    if not (isinstance(turn.category, str) and isinstance(turn.task, str) and turn.finish in FINISHES):
+        return "the category, task or finish is none"
+    if not (is_time(turn.prefill_ms) and is_time(turn.wall_ms) and turn.wall_ms > 0 and are_numbers(turn.policy_after)):
+        return "a time or the policy's state is none"
+    place = turn.prompt_tokens
+    for number, r in enumerate(turn.rounds, start=1):
+        counted = (r.planned, r.drafted, r.accepted, r.emitted, r.forwards, r.context, r.nodes, r.row)
+        if not all(map(is_count, counted)) or r.stop not in STOP_REASONS or not are_numbers(r.state):
+            return f"round {number} holds a value that is none"
+        if not (is_time(r.draft_ms, -SLACK_MS) and is_time(r.verify_ms) and is_time(r.policy_ms)):
+            return f"a time of round {number} is none"
+        if not (r.accepted <= r.drafted <= min(r.planned, r.nodes) and r.emitted >= 1 and 0 <= r.emitted - r.accepted <= 1):
+            return f"the tokens of round {number} do not add up"
+        if r.context != place:
+            return f"round {number} begins elsewhere than the one before ended"
+        place += r.emitted
+    if place - turn.prompt_tokens != len(turn.output_ids) or not turn.rounds:
+        return f"the rounds of question {turn.question_id} do not add up"
+    return ""

@@ -26,11 +26,6 @@ class SignalColumns:
     def __len__(self) -> int:
         return len(self.top1)
 
-    @property
-    def lengths(self) -> set[int]:
-        """One length, unless a stored file is damaged."""
-        return {len(column) for column in vars(self).values()}
-
     def as_arrays(self) -> tuple[array, array, array]:
         """The three columns as arrays whose items are plain floats, which a policy may see."""
         return tuple(array("d", values) for values in (self.top1, self.entropy, self.margin))
@@ -80,15 +75,6 @@ class TextTrace:
     def unknown(self) -> int:
         """Positions of which nobody knows whether the drafter's token was right."""
         return int((self.match == UNKNOWN).sum())
-
-    def consistent(self) -> bool:
-        """Whether the lists fit together; one that was read from a file may be damaged."""
-        known = np.isin(self.match, (MATCH, MISMATCH, UNKNOWN)).all()
-        if not self.watched:
-            return bool(known)
-        wrong, recorded = int((self.match == MISMATCH).sum()), int(self.steps.sum())
-        lengths = len(self.steps) == len(self.ended) == wrong and (self.steps >= 0).all()
-        return bool(known and lengths and self.signals.lengths == {len(self)} and self.continuations.lengths == {recorded})
 
     def starts(self, answer_ended: bool) -> Starts:
         """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on."""
@@ -144,13 +130,6 @@ class StartTrace:
     def match(self) -> np.ndarray:
         """[n], int8: whether a block from here would begin with the answer's own token."""
         return (self.right > 0).astype(np.int8)
-
-    def consistent(self) -> bool:
-        """Whether the lists fit together; one that was read from a file may be damaged."""
-        lengths = len(self.right) == len(self.proposed) == len(self.ended) == len(self.more)
-        if not lengths or (self.right < 0).any() or (self.right > self.proposed).any():
-            return False
-        return not self.watched or self.signals.lengths == {int(self.proposed.sum())}
 
     def starts(self, answer_ended: bool) -> Starts:
         """By start; answer_ended plays no part, since each start has its own end."""

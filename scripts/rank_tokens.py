@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from gammatune.errors import UserError
 
 CHARACTERS = 200_000  # encoded at a time
+MOST_IDS = 2**24  # a tokenizer with a higher id is damaged
 SIZES = (2048, 4096, 8192, 16384)  # of reduced vocabularies
 
 
@@ -78,7 +79,9 @@ def encode_file(tokenizer, path: Path) -> Iterator[np.ndarray]:
 
 def count_files(tokenizer, files: list[Path]) -> np.ndarray:
     """Counts [V]. Raises UserError when there is nothing to count."""
-    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    vocab_size = max(tokenizer.get_vocab().values(), default=0) + 1
+    if vocab_size > MOST_IDS:
+        raise UserError(f"The tokenizer has a token of number {vocab_size - 1}, which no model has: fetch it again.")
     bar = tqdm(files, unit="file", disable=None, file=sys.stderr)
     counts = count_tokens((ids for path in bar for ids in encode_file(tokenizer, path)), vocab_size)
     if not counts.sum():

@@ -14,7 +14,6 @@ can move to another machine. About two hours on two cores; minutes on a GPU. A t
 """
 
 import argparse
-import json
 import shutil
 import sys
 from dataclasses import asdict
@@ -25,13 +24,15 @@ from draft_training import measure, teacher, texts
 from draft_training.student import export, write_json
 from draft_training.train import Recipe, Training
 from rank_tokens import count_tokens, describe_counts, rank_tokens, save_ranking
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from gammatune.compose import compose_config
-from gammatune.config import Checkpoint, task_of
+from gammatune.config import Checkpoint
 from gammatune.errors import UserError, exit_code_of
-from gammatune.models.load import load_borrowing_draft, read_config
-from gammatune.models.sources import DRAFT_FOLDER, locate
+from gammatune.files import parse_object, read_text
+from gammatune.models.devices import choose_device
+from gammatune.models.load import load_borrowing_draft, load_model, load_tokenizer, read_config
+from gammatune.models.sources import DRAFT_FOLDER, Files, locate
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ("texts", "teacher", "train", "evaluate", "ranking")
@@ -61,10 +62,24 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_target() -> Path:
-    """Folder of the target that the shipped draft belongs to, fetched where it is not here. Raises UserError."""
+def find_target(folder: Path | None) -> Files:
+    """The target in a folder, else the one that the shipped draft belongs to, fetched where it is not here.
+
+    Raises UserError.
+    """
+    if folder is not None:
+        return locate("target", Checkpoint(path=str(folder)), source="hub")
     pair = compose_config(["model_pair=smollm2-draft-135m"]).model_pair
-    return locate("target", pair.target, pair.source).folder
+    return locate("target", pair.target, pair.source)
+
+
+def read_fields(path: Path, remedy: str, *names: str) -> dict:
+    """A JSON object of a step before, with these fields. Raises UserError."""
+    content = parse_object(read_text(path, remedy), path, remedy)
+    missing = set(names) - content.keys()
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {min(missing)}): {remedy}.")
+    return {name: content[name] for name in names}
 
 
 def load_draft(folder: Path, target: LlamaForCausalLM) -> LlamaForCausalLM:
@@ -78,14 +93,14 @@ class Steps:
 
     def __init__(self, options: argparse.Namespace):
         self.options, self.shards, self.run = options, options.work / "shards", options.work / options.run
-        self.folder = options.target or find_target()
+        self.target, self.device = find_target(options.target), choose_device(options.device)
+        self.config = read_config(self.target)
 
     def load_target(self, dtype: torch.dtype = torch.float32):
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype, trust_remote_code=False)
-        return model.eval().to(self.options.device)
+        return load_model(self.target, self.device, dtype).eval()
 
     def make_teacher(self, dtype: torch.dtype) -> teacher.Teacher:
-        tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
+        tokenizer = load_tokenizer(self.target)
         return teacher.Teacher(self.load_target(dtype), tokenizer, self.options.answer_tokens, self.options.cached_tokens)
 
     def load_samples(self, split: str):
@@ -107,7 +122,7 @@ class Steps:
             return
         if not path.exists():
             raise UserError(f"{path} is not there: run the step texts first.")
-        found = texts.Texts(**json.loads(path.read_text()))
+        found = texts.Texts(**read_fields(path, "run the step texts in another --work", *texts.Texts.__annotations__))
         self.shards.mkdir(parents=True, exist_ok=True)
         teacher.make_shards(self.make_teacher(torch.bfloat16), shards, self.shards, found, self.options.specbench)
 
@@ -122,7 +137,7 @@ class Steps:
         export(draft, self.run, temperature)
 
     def evaluate(self) -> None:
-        recipe = json.loads((self.run / "recipe.json").read_text())
+        recipe = read_fields(self.run / "recipe.json", "run the step train first", "temperature")
         draft = load_draft(self.run, self.load_target())
         found = {"temperature": recipe["temperature"], "dev": self.describe(draft, self.load_samples("dev"), "held out")}
         if self.options.specbench:
@@ -144,15 +159,14 @@ class Steps:
         path = self.options.work / "specbench"
         if not path.exists():
             self.options.work.mkdir(parents=True, exist_ok=True)
-            questions = [json.loads(line) for line in self.options.specbench.read_text().splitlines()]
-            kinds = [task_of(question["category"]) for question in questions]
-            chats = [question["turns"][:2] for question in questions]
+            questions = teacher.read_questions(self.options.specbench)
+            kinds, chats = [question.task for question in questions], [question.turns[:2] for question in questions]
             teacher.store_samples(self.make_teacher(torch.float32).make_samples(chats, kinds), path)
         return teacher.load_samples(self.options.work, "specbench")
 
     def ranking(self) -> None:
         """From prompts and answers, never from the held-out ones."""
-        vocab_size = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).vocab_size
+        vocab_size = self.config.vocab_size
         train, dev = (
             count_tokens((row["ids"] for row in self.load_samples(split)), vocab_size) for split in ("train", "dev")
         )

@@ -5,6 +5,7 @@ or disturbed. Nothing heavy is imported before a test asks for it.
 """
 
 import json
+import logging
 import os
 import runpy
 import signal
@@ -112,6 +113,8 @@ def call(capsys):
 
     def main(*words):
         GlobalHydra.instance().clear()
+        for handler in [each for each in logging.root.handlers if type(each) is logging.StreamHandler]:
+            logging.root.removeHandler(handler)  # of an earlier run's Hydra, bound to streams that are closed by now
         capsys.readouterr()
         return cli.main([str(word) for word in words]), *capsys.readouterr()
 

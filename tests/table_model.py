@@ -31,6 +31,7 @@ class TableModel:
     """
 
     takes_masks = records_graphs = False
+    dtype = torch.float32
 
     def __init__(self, vocab_size: int = VOCAB, seed: int = 0, agreement=1.0, memory: int | None = None, rows=None):
         self.table = (vocab_size, seed, agreement, memory)

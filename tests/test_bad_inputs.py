@@ -13,6 +13,13 @@ from bad_inputs.case import Case, Outcome, complaint
 from bad_inputs.child import Child
 
 
+@pytest.fixture(scope="module", autouse=True)
+def heavy_imports():
+    """Done once: they take longer than any answer may."""
+    import gammatune.report.figures
+    import gammatune.runs.runner  # noqa: F401
+
+
 @pytest.mark.parametrize(
     "case", [pytest.param(case, id=f"{kind}-{case.name}") for kind, cases in ALL.items() for case in cases]
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from replay.made_tables import contents, draw_table, make_turn
 
+from gammatune.files import write_json
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, prices_to_json
 from gammatune.replay.speeds import build_bench
@@ -61,7 +62,7 @@ def test_measured_prices_beside_the_table_are_found(call, tmp_path):
     write_table(draw_table(11, questions=10), tmp_path / "acceptance.parquet")
     steps = Drafting(Price(1.0)), Drafting(Price(2.0))
     curve = PriceList(*steps, [Price(9.0)], facts={"pair": "made"})
-    (tmp_path / "prices.json").write_text(json.dumps(prices_to_json(curve)))
+    write_json(tmp_path / "prices.json", prices_to_json(curve))
     words = ["policy=[gammatune,svip]", "--json"]
     measured = json.loads(call("headline", tmp_path, *words)[1])
     assert measured == json.loads(call("headline", tmp_path, "--prices", tmp_path / "prices.json", *words)[1])
@@ -96,7 +97,10 @@ WRONG = {
     "no table": (["headline", "none.parquet", "--cost-ratio", 9], "There is no acceptance table at none.parquet: make one"),
     "a folder without one": (["headline", ".", "--cost-ratio", 9], "There is no acceptance table at acceptance.parquet"),
     "no prices": (["headline", "TABLE"], "No prices: give --prices FILE"),
-    "no price file": (["headline", "TABLE", "--prices", "none.json"], "The price file none.json cannot be read"),
+    "no price file": (
+        ["headline", "TABLE", "--prices", "none.json"],
+        "none.json cannot be read (No such file or directory): give a file made by",
+    ),
     "an impossible ratio": (["sweep", "TABLE", "--cost-ratio", 0, "policy.fixed.gamma=1"], "above 0"),
     "an unknown policy": (["headline", "TABLE", "--cost-ratio", 9, "policy=gamatune"], "policy=gamatune is not known"),
     "an unknown field": (

@@ -28,6 +28,7 @@ POLICY_NAMES = ", ".join(sorted(POLICIES))
 # Another valid value for every field, with what else it needs
 DECODE = {"name": "x", "max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 5}
 TASKS = {"name": "x", "source": "demo", "path": "q.jsonl", "checksum": "a" * 64, "include": "[qa]", "limit": 1, "seed": 3}
+TASKS["overlong"] = "skip"
 RUNTIME = {"name": "eager", "device": "cpu", "dtype": "bf16", "threads": 3}
 SHAPE = {
     "hidden_size": 128,
@@ -161,7 +162,7 @@ HASHED = [(f"decode.{key}={value}",) for key, value in DECODE.items() if key != 
     ("tasks.include=[qa]",),
     ("tasks.limit=1",),
     ("tasks.limit=2", "tasks.seed=1"),
-    ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned"),
+    ("tasks=demo", "tasks.path=null", "tasks.checksum=pinned", "tasks.overlong=skip"),
     ("model_pair.name=x",),
     ("model_pair.cpu_dtype=bf16",),
     ("model_pair.draft.vocabulary=9",),
@@ -180,7 +181,9 @@ def test_whatever_changes_a_result_changes_the_name_of_its_folder(folder_of):
     assert len(set(found.values())) == len(found)
 
 
-@pytest.mark.parametrize("override", ["results=elsewhere", "plan=true", "repetitions=5", "model_pair.dtype=bf16"])
+@pytest.mark.parametrize(
+    "override", ["results=elsewhere", "plan=true", "tasks.overlong=skip", "repetitions=5", "model_pair.dtype=bf16"]
+)
 def test_what_changes_no_result_does_not(folder_of, override):
     """model_pair.dtype counts on a GPU only; tasks.path is covered where runs are named by content."""
     assert folder_of(override) == folder_of()
@@ -221,8 +224,8 @@ REFUSED = {
     "policy.gammatune_plus.stop_token=drop": "GammaTunePlus.stop_token=drop is out of range",
     "policy=hf_confidence policy.hf_confidence.threshold=-0.1": "HFConfidence.threshold=-0.1 is out of range",
     "policy=hf_heuristic policy.hf_heuristic.gamma=0": "HFHeuristic.gamma=0 is out of range: it must be 1 or more.",
-    "decode.temperature=-1": "decode.temperature=-1.0 is out of range: it must be 0 (greedy) or more.",
-    "decode.top_p=0": "decode.top_p=0.0 is out of range: it must be above 0 and at most 1.",
+    "decode.temperature=-1": "decode.temperature=-1.0 is out of range: it must be 0 (greedy), or between 1e-30 and 1e+30",
+    "decode.top_p=0": "decode.top_p=0.0 is out of range: it must be between 1e-30, which fp32 can tell from 0, and 1.",
     "decode.top_p=1.01": "decode.top_p=1.01 is out of range",
     "decode.top_k=-1": "decode.top_k=-1 is out of range: it must be 0 (off) or more.",
     "decode.max_new_tokens=0": "decode.max_new_tokens=0 is out of range: it must be 1 or more.",

@@ -13,7 +13,11 @@ from gammatune.errors import UserError, as_written, exit_code_of, plain_name, wr
         (UserError("Say which."), 2, "gammatune: Say which.\n"),
         (KeyboardInterrupt(), 130, "gammatune: Interrupted; what was written is kept, and the same command continues "),
         (KeyboardInterrupt("Stopped in mid-answer."), 130, "gammatune: Stopped in mid-answer.\n"),
-        (OSError(errno.ENOSPC, "No space left", "a.csv"), 2, "gammatune: Cannot write a.csv (No space left): free some "),
+        (
+            OSError(errno.ENOSPC, "No space left", "a.csv"),
+            2,
+            "gammatune: Cannot write a.csv (No space left on device): free some ",
+        ),
     ],
 )
 def test_what_a_user_can_correct_is_one_sentence_and_a_code(capsys, error, code, sentence):

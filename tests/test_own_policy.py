@@ -61,6 +61,13 @@ OTHERS = {
         class Odd(Policy):
             seen: set = field(default_factory=set)
 
+        @dataclass
+        class Unmade(Policy):
+            gamma: int = 3
+
+            def reset(self):
+                self.share = 1 / (self.gamma - 3)
+
         def plan(): ...
         """,
     "torn.py": "x = 1\nclass Halving(:\n    pass\n",
@@ -150,6 +157,7 @@ REFUSED = {
     "policy=others.Odd": "policy=others.Odd has a setting that no config can hold (",
     "policy=torn.Halving": "policy=torn.Halving: {folder}/torn.py, line 2, cannot be read (invalid syntax): correct ",
     "policy=lacking.Halving": "policy=lacking.Halving: {folder}/lacking.py, line 3, fails with ModuleNotFoundError: ",
+    "policy=others.Unmade": "policy.others.Unmade cannot be made: ZeroDivisionError: division by zero.",
     "policy=failing.Halving": "policy=failing.Halving: {folder}/failing.py, line 4, fails with ZeroDivisionError: ",
 }
 
@@ -235,3 +243,75 @@ def distance(one: str, other: str) -> float:
     (r1, g1, b1), (r2, g2, b2) = ([int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in (one, other))
     red = (r1 + r2) / 2
     return ((2 + red / 256) * (r1 - r2) ** 2 + 4 * (g1 - g2) ** 2 + (2 + (255 - red) / 256) * (b1 - b2) ** 2) ** 0.5
+
+
+#: class -> (its body, what done.json says of its arm, empty where nothing is wrong)
+MISBEHAVING = {
+    "Negative": ("def plan(self): return -3", "plan() returned -3, but gamma must be a whole number of 0 or more."),
+    "Half": ("def plan(self): return 2.5", "plan() returned 2.5, but gamma must be"),
+    "NotANumber": ("def plan(self): return float('nan')", "plan() returned nan, but gamma must be"),
+    "Endless": ("def plan(self): return float('inf')", "plan() returned inf, but gamma must be"),
+    "Huge": ("def plan(self): return 10**9", ""),
+    "Beyond": ("def plan(self): return 10**30", "plan() returned 1000000000000000000000000000000, but gamma must be"),
+    "OfNumpy": ("def plan(self): return np.int64(3)", ""),
+    "OfTorch": ("def plan(self): return torch.tensor(3)", ""),
+    "Nothing": ("def plan(self): return None", "plan() returned None, but gamma must be"),
+    "Text": ("def plan(self): return '3'", "plan() returned '3', but gamma must be"),
+    "Missing": ("def plan(self): return {}['length']", "plan() raised KeyError: 'length'."),
+    "Zero": ("def plan(self): return 1 // 0", "plan() raised ZeroDivisionError: integer division or modulo by zero."),
+    "Lost": ("def plan(self): return self.length", "plan() raised AttributeError: "),
+    "Leaving": ("def plan(self): sys.exit('enough')", "plan() raised SystemExit: enough."),
+    "Recursive": ("def plan(self): return self.plan()", "plan() raised RecursionError: maximum recursion depth exceeded"),
+    "Changing": ("def observe(self, r): r.accepted = r.drafted = 99", ""),
+    "Keeping": ("def observe(self, r): self.last = r", "observe() kept the Round"),
+    "NumpyState": ("def state(self): return {'mean': np.float32(0.5), 'n': np.int64(2)}", ""),
+    "WrongState": (
+        "def state(self): return {'mean': float('nan')}",
+        "state() returned nan for 'mean', but it must be a finite",
+    ),
+    "NoState": ("def state(self): pass", "state() returned None, but it must be a dict of numbers."),
+    "NumpyBool": ("watches_draft = True\n    def keep_drafting(self, s): return np.bool_(s.top1 > 0.5)", ""),
+    "NoAnswer": (
+        "watches_draft = True\n    def keep_drafting(self, s): pass",
+        "keep_drafting() returned None, but it must be True or False.",
+    ),
+    "Resetting": (
+        "def reset(self):\n        if hasattr(self, 'used'): 1 / 0\n    def plan(self): self.used = 1; return 2",
+        "reset() raised ZeroDivisionError",
+    ),
+    "Torn": ("@property\n    def drafts(self): raise OSError('gone')", "drafts raised OSError: gone."),
+    "Printing": ("def plan(self): print('planning'); return 2", ""),
+    "Undrafting": ("drafts = False", "plan() returned 4, but a policy whose drafts is False must return 0."),
+    "Decimal": ("gamma: float = 2.5\n    def plan(self): return 2", ""),
+    "Sleeping": ("def observe(self, r): time.sleep(0.01)", ""),
+}
+
+
+def write_misbehaving(folder: Path) -> str:
+    """modes.py with the classes above; the word that chooses all of them."""
+    imports = "sys", "time", "torch", "numpy as np", "dataclasses", "gammatune.policies.fixed"
+    text = "".join(f"import {name}\n" for name in imports)
+    for name, (body, _) in MISBEHAVING.items():
+        text += f"@dataclasses.dataclass\nclass {name}(gammatune.policies.fixed.Fixed):\n    gamma: int = 4\n    {body}\n"
+    (folder / "modes.py").write_text(text)
+    return f"policy=[fixed,{','.join(f'modes.{name}' for name in MISBEHAVING)}]"
+
+
+def test_a_policy_that_misbehaves_harms_only_its_own_arm(folder, call_run, small):
+    """All kinds side by side in one run: the others are answered, judged, replayed and reported."""
+    words = [write_misbehaving(Path.cwd()), *small, "tasks.limit=2", f"results={folder / 'r'}"]
+    ended = call_run(*words)
+    assert ended.code == 2 and "Traceback" not in ended.err
+    run = read_run(ended.last_line["run_dir"])
+    good = {"ar", "fixed", *(name for name, (_, wrong) in MISBEHAVING.items() if not wrong)}
+    exact = {arm["policy"].partition("-")[0] for arm in ended.last_line["arms"] if arm["exact"]}
+    assert exact == {arm.policy for arm in run.arms} == good
+    for cell in json.loads((run.path / "run.json").read_text())["arms"]:
+        done = json.loads((run.path / cell["cell"] / "done.json").read_text())
+        wrong = MISBEHAVING.get(cell["policy"], ("", ""))[1]
+        told = re.sub(r"^question \d: ", "", done["error"] or "")
+        assert told.startswith(f"Policy {cell['policy']}: {wrong}") if wrong else not told, told
+    check = check_replay(run)
+    assert (check.arms, check.differing) == (len(good) - 1, 0)
+    assert re.search(r"\nSleeping-4 spends \d\d% of its rounds in its own code \(1\d\.\d ms a round\)\.\n", ended.out)
+    assert "Huge-4 spends" not in ended.out

@@ -7,7 +7,8 @@ from datetime import datetime
 from itertools import groupby
 from pathlib import Path
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, printable
+from gammatune.files import write_text
 from gammatune.records import TurnLog
 from gammatune.report.show import piece
 from gammatune.runs.store import StoredArm, StoredRun, read_run
@@ -28,7 +29,7 @@ def write_answer_files(options: argparse.Namespace) -> int:
         raise UserError(f"{run.name} has random weights, so its speeds mean nothing: export a run of a trained pair.")
     arms = [run.arm(options.arm)] if options.arm else run.arms
     written = [path for arm in arms for path in write_arm(run, arm, options.out or run.path / "answers")]
-    print(*written, sep="\n")
+    print(*(printable(str(path)) for path in written), sep="\n")
     if run.left_out and not options.arm:
         print(f"{run.left_out_sentence()}.")
     return 0
@@ -41,7 +42,7 @@ def write_arm(run: StoredRun, arm: StoredArm, out: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         files.append(folder / f"{arm.label}.jsonl")
         lines = [json.dumps(answer) + "\n" for answer in list_answers(run, arm, repetition)]
-        files[-1].write_text("".join(lines), encoding="utf-8")
+        write_text(files[-1], "".join(lines))
     return files
 
 

@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -87,7 +88,10 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
 
 
 def find_table(path: Path) -> Path:
-    return path / TABLE_FILE if path.is_dir() else path
+    try:
+        return path / TABLE_FILE if path.is_dir() else path
+    except OSError:  # a name that is too long: reading it says so
+        return path
 
 
 def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
@@ -97,7 +101,11 @@ def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
     beside = table.with_name(PRICES_FILE)
     if options.prices is None and not beside.exists():
         raise UserError("No prices: give --prices FILE (made by `gammatune prices`) or --cost-ratio C (T_target / T_draft).")
-    return read_prices(options.prices or beside)
+    file = options.prices or beside
+    curve = read_prices(file)
+    if strange := curve.find_implausible():
+        print(f"Remark: in {file} {strange}, so no draft can pay: measure the prices on a quiet machine.", file=sys.stderr)
+    return curve
 
 
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:

@@ -1,6 +1,7 @@
 """The command `prices`: what drafting and verifying cost on this machine."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from gammatune.commands.options import add_settings, whole
@@ -18,6 +19,7 @@ def add_command(commands) -> None:
     parser.add_argument(
         "--repeats", type=whole(1, 1000), default=5, help="passes over all block lengths and contexts (default: 5)"
     )
+    parser.add_argument("--keep-implausible", action="store_true", help="write prices by which no draft could ever pay")
     parser.set_defaults(command=measure_prices)
 
 
@@ -33,12 +35,24 @@ def measure_prices(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():
-        from gammatune.studies.measure_prices import Plan, PriceRun, prepare_place, show_prices, write_prices
+        from gammatune.studies.measure_prices import (
+            Plan,
+            PriceRun,
+            prepare_place,
+            refuse_implausible,
+            show_prices,
+            write_prices,
+        )
 
     run = PriceRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
     path = options.out or run.default_path(Path("results/prices"))
     prepare_place(path)
     curve = run.run()
+    warning = run.load.warning("prices")
+    if warning:
+        print(warning, file=sys.stderr)
+    if not options.keep_implausible:
+        refuse_implausible(curve, run.load.median)
     write_prices(curve, path)
     print(show_prices(curve))
     print(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gammatune.commands.options import add_settings, whole
 from gammatune.compose import compose_config
+from gammatune.errors import stopping_quietly
 from gammatune.process import loading
 
 
@@ -31,7 +32,8 @@ def record_table(options: argparse.Namespace) -> int:
 
     known = read_known(options.known) if options.known else None
     recorder = Recorder(config, options.out, options.gamma_max, known)
-    path = recorder.run()
+    with stopping_quietly():
+        path = recorder.run()
     print(recorder.describe_times(), file=sys.stderr)
     print(path)
     return 0

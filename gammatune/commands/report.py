@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, printable
 from gammatune.report import figures, notes, views
 from gammatune.report.tables import write_tables
 from gammatune.runs.store import MAKE_A_RUN, StoredRun, find_runs, read_run
@@ -34,7 +34,7 @@ def report_run(options: argparse.Namespace) -> int:
     run, out = read_run(options.run), options.out or options.run / "report"
     written = write_run(run, out / "tables", out / "figures")
     print(notes.summary_table(run, replay_sentence(run)))
-    print(f"\n{len(written)} files written to {out}")
+    print(f"\n{len(written)} files written to {printable(str(out))}")
     return 0
 
 
@@ -57,9 +57,10 @@ def rebuild_all(options: argparse.Namespace) -> int:
     code = 0
     for name, rebuild, folder in jobs:
         try:
-            print(f"{name}: {rebuild(folder, options.out / 'tables' / name, options.out / 'figures' / name)}")
+            done = rebuild(folder, options.out / "tables" / name, options.out / "figures" / name)
+            print(printable(f"{name}: {done}"))
         except UserError as error:
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             code = 2
     return code
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from gammatune.commands.options import add_settings
 from gammatune.compose import read_config, read_words, refuse_foresight
-from gammatune.errors import CONFIGS, UserError, clip, exit_code_of, plain_name
+from gammatune.errors import CONFIGS, UserError, clip, exit_code_of, plain_name, stopping_quietly
 from gammatune.process import loading
 from gammatune.words import refuse_sweep
 
@@ -127,11 +127,11 @@ def run_job(composed: DictConfig) -> None:
         print_last_line(path, "planned", [])
         return
     try:
-        runner.run()
+        with stopping_quietly():
+            runner.run()
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"Interrupted; complete answers are kept in {path}, and the same command continues from there."
-        ) from error
+        error.args = (f"Interrupted; complete answers are kept in {path}, and the same command continues from there.",)
+        raise
     report(path)
 
 

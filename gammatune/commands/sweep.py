@@ -6,6 +6,7 @@ from pathlib import Path
 from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table
 from gammatune.compose import read_words
 from gammatune.errors import UserError, as_written
+from gammatune.files import write_text
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import read_table
 from gammatune.report.names import policy_name
@@ -29,7 +30,7 @@ def print_sweep(options: argparse.Namespace) -> int:
         prepare_csv(options.csv)
     found = sweep_policy(build_bench(read_table(path), find_prices(options, path)), name, points)
     if options.csv:
-        found.settings.to_csv(options.csv, index=False)
+        write_text(options.csv, found.settings.to_csv(index=False))
     print(sweep_text(name, found))
     return 0
 

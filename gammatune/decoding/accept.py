@@ -39,14 +39,18 @@ class ChainVerifier:
             self.target.forward(self.device.upload(prompt[:-1]), keep=1)
 
     def verify(self, text: list[int], proposal: Proposal, sampler: Sampler | GreedySampler) -> Verdict:
-        drafted = proposal.tokens  # [k]
+        drafted, k = proposal.tokens, len(proposal.tokens)  # [k]
         feed = torch.cat([self.device.upload(text[self.target.length :]), drafted])
-        logits = self.target.forward(feed, keep=len(drafted) + 1)  # [k + 1, V]
+        logits = self.target.forward(feed, keep=k + 1)  # [k + 1, V]
         p = sampler.distribution(logits, text, [drafted])
         accepted, following = accept_greedy(p, drafted) if sampler.greedy else accept_sampled(p, proposal, sampler)
-        # everything that the host must know crosses in one read
-        *tokens, accepted, following = self.device.read(torch.cat([drafted, accepted, following]))
-        return Verdict(tokens, list(range(accepted)), following)
+        peaks = sampler.peaks(logits, p)  # [k + 1]
+        if proposal.peaks is not None:
+            peaks = torch.cat([proposal.peaks, peaks])
+        # everything that the host must know crosses in one read; what was drawn from NaN is an id like any other
+        read = self.device.read(torch.cat([drafted, accepted, following, peaks.isfinite().long()]))
+        tokens, accepted, following, finite = read[:k], read[k], read[k + 1], read[k + 2 :]
+        return Verdict(tokens, list(range(accepted)), following, None if all(finite) else finite.index(0))
 
     def commit(self, text: list[int], verdict: Verdict) -> None:
         self.target.crop(len(text) - 1)

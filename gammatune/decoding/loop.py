@@ -22,6 +22,7 @@ from gammatune.records import Block, Proposal, Round, Verdict
 from gammatune.runtimes.base import Model, build_models
 from gammatune.runtimes.choose import choose_runtime
 from gammatune.runtimes.device import Device
+from gammatune.runtimes.finite import NonFiniteError, nonfinite
 from gammatune.traces import Trace
 
 
@@ -126,7 +127,8 @@ def generate_speculative(
     """Answer one prompt. Greedy: the target's own ids. Sampling: the target's own distribution.
 
     The policy is not reset here: `session.start` does that where its `carry` says so. Raises UserError for an empty prompt,
-    for one that fills the context, for a policy that watches a drafter without signals, and PolicyError.
+    for one that fills the context, for a policy that watches a drafter without signals, PolicyError, and NonFiniteError for
+    logits that are no numbers.
     """
     turn = start_turn(engine, prompt, session, decode, seed)
     turn.device.synchronize()
@@ -153,7 +155,7 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
             f"The prompt has {len(prompt)} tokens, but {engine.pair.name} can address {context} with its answer: "
             "shorten the prompt or leave the question out."
         )
-    if session.policy.watches_draft and not engine.drafter.signals:
+    if not engine.drafter.signals and session.watches_draft:
         refuse_watching(engine.drafter, type(session.policy).__name__)
     return Turn(
         drafter=engine.drafter,
@@ -171,13 +173,13 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
 def prefill(turn: Turn) -> None:
     """All of the prompt but its last token into the caches; the drafter's only where it can be asked for a draft."""
     turn.verifier.begin(turn.text)
-    if turn.session.policy.drafts:
+    if turn.session.drafts:
         turn.drafter.begin(turn.text, turn.sampler)
 
 
 @torch.inference_mode()
 def run_round(turn: Turn) -> None:
-    """Plan, propose, verify, commit, learn."""
+    """Plan, propose, verify, commit, learn. Raises NonFiniteError and PolicyError."""
     session, spent = turn.session, turn.session.ms
     block = session.open_block(turn.limit - len(turn.text) - 1, turn.ends)
     state = session.state()
@@ -186,12 +188,22 @@ def run_round(turn: Turn) -> None:
     proposal = turn.drafter.propose(turn.text, block) if block.limit else Proposal(turn.device.upload([]))
     drafted, drafting_ms = turn.device.mark(), session.ms - spent - planning_ms
     verdict = turn.verifier.verify(turn.text, proposal, turn.sampler)
+    if verdict.nonfinite is not None:
+        raise name_nonfinite(turn, proposal, verdict.nonfinite)
     verified = turn.device.mark()
     finished = commit(turn, block, proposal, verdict)
     turn.rounds.append(finished)
     session.observe(finished)
     finished.state = state  # for the log; a policy knows its own numbers, and a replay has none to show it
     turn.marks.append(Marks(start, drafted, verified, drafting_ms, session.ms - spent))
+
+
+def name_nonfinite(turn: Turn, proposal: Proposal, place: int) -> NonFiniteError:
+    """place: as in Verdict.nonfinite."""
+    position, steps = len(turn.text) - turn.prompt_tokens, proposal.forwards
+    if place < steps:
+        return nonfinite("draft", position + place, turn.drafter.workplace.model.dtype)
+    return nonfinite("target", position + place - steps, turn.verifier.target.dtype)
 
 
 def commit(turn: Turn, block: Block, proposal: Proposal, verdict: Verdict) -> Round:
@@ -204,7 +216,7 @@ def commit(turn: Turn, block: Block, proposal: Proposal, verdict: Verdict) -> Ro
         emitted.append(verdict.next_token)
     turn.text.extend(emitted)
     turn.verifier.commit(turn.text, verdict)
-    if turn.session.policy.drafts:
+    if turn.session.drafts:
         turn.drafter.commit(turn.text)
     return Round(block.planned, block.drafted, accepted, len(emitted), proposal.forwards, block.stop, context)
 

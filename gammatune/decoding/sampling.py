@@ -35,6 +35,10 @@ class Sampler:
             logits = keep_top_p(logits, self.config.top_p)
         return logits.softmax(dim=-1)
 
+    def peaks(self, logits: torch.Tensor, probs: torch.Tensor) -> torch.Tensor:
+        """[n], finite exactly where a row can be drawn from: one NaN or +inf, or no token, makes softmax's whole row NaN."""
+        return probs[:, 0]
+
     def draw(self, weights: torch.Tensor) -> torch.Tensor:
         """One place [n] per row of non-negative weights [n, V], in proportion to them.
 
@@ -62,6 +66,10 @@ class GreedySampler:
     def distribution(self, logits: torch.Tensor, text: Sequence[int] = (), drafted: Sequence[torch.Tensor] = ()):
         """Logits [n, V] to the place [n] of the largest in each row."""
         return find_best(logits)
+
+    def peaks(self, logits: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+        """[n], finite exactly where a row has a best token: argmax takes a NaN before +inf, and any number before -inf."""
+        return logits.gather(1, best[:, None]).squeeze(1)
 
     def draw(self, best: torch.Tensor) -> torch.Tensor:
         return best
@@ -96,6 +104,10 @@ class ProcessedSampler:
             processed = [self.processors(ids[:, : first + place], row) for place, row in enumerate(copies)]
             self.scores = torch.cat(processed).to(logits.device)
         return self.plain.distribution(self.scores)
+
+    def peaks(self, logits: torch.Tensor, distribution: torch.Tensor) -> torch.Tensor:
+        """Of the scores: a processor may take what the models left out of range away."""
+        return self.plain.peaks(self.scores, distribution)
 
     def read(self, text: Sequence[int]) -> torch.Tensor:
         """ids, with what was committed since the last call."""

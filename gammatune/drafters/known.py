@@ -37,16 +37,23 @@ def read_known(path: Path) -> dict[tuple[int, int], list[int]]:
 
     Raises UserError, naming the file, when it cannot be read.
     """
-    known = {}
+    known, number = {}, 0
     try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            known[int(row["question_id"]), int(row["turn"])] = [int(token) for token in row["output_ids"]]
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise OSError(0, "No regular file")  # a device such as /dev/zero never ends
+        with path.open("rb") as lines:
+            for line in lines:
+                number += 1
+                row = json.loads(line)
+                key, ids = (row["question_id"], row["turn"]), row["output_ids"]
+                if any(type(each) is not int for each in (*key, *ids)):
+                    raise ValueError("something else than whole numbers")
+                known[key] = ids
     except OSError as error:
         raise UserError(f"Cannot read the known answers {path} ({error.strerror}): check the path.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path} holds more than known answers ({type(error).__name__} after {len(known)} good lines): give each line "
+            f"{path} holds more than known answers ({type(error).__name__} in line {number}): give each line "
             "question_id, turn and output_ids."
         ) from error
     return known

@@ -6,6 +6,7 @@ two-token feed, at no extra forward.
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from gammatune.drafters.base import Drafter, make_columns
 from gammatune.drafters.signals import find_best, measure_signals, name_tokens
 from gammatune.records import Block, Proposal, Signals
+from gammatune.runtimes.finite import nonfinite
 from gammatune.traces import MATCH, MISMATCH, TextTrace
 
 CHUNK = 128  # answer positions per traced forward
@@ -30,7 +32,7 @@ class DraftModel(Drafter):
 
     def begin(self, prompt: list[int], sampler) -> None:
         self.model, self.ids, self.device = self.workplace.model, self.workplace.ids, self.workplace.device
-        self.sampler = sampler
+        self.sampler, self.prompt_tokens = sampler, len(prompt)
         self.model.reset()
         if len(prompt) > 1:
             self.model.forward(self.device.upload(prompt[:-1]), keep=1)
@@ -38,7 +40,8 @@ class DraftModel(Drafter):
     def propose(self, text: list[int], block: Block) -> Proposal:
         if not block.limit:
             return Proposal(self.device.upload([]))
-        feed, tokens, rows, drafting = self.device.upload(text[self.model.length :]), [], [], True
+        feed, drafting = self.device.upload(text[self.model.length :]), True
+        tokens, rows, peaks = [], [], []
         while drafting:
             logits = self.model.forward(feed, keep=1)  # [1, N]
             q = self.sampler.distribution(logits, text, tokens)
@@ -46,16 +49,17 @@ class DraftModel(Drafter):
             feed = name_tokens(row, self.ids)
             tokens.append(feed)
             rows.append(q)
-            drafting = block.add(*self.report(block, logits, q, row, feed))
+            peaks.append(self.sampler.peaks(logits, q))
+            drafting = block.add(*self.report(block, logits, q, row, feed, len(text)))
         k = block.drafted  # one less than were drawn where the policy dropped the last
         q = self.sampler.spread(rows[:k], self.ids, self.workplace.vocab_size) if k else None
-        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens))
+        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens), peaks=torch.cat(peaks))
 
-    def report(self, block: Block, logits, q, row, token) -> tuple[int | None, Signals | None]:
+    def report(self, block: Block, logits, q, row, token, context: int) -> tuple[int | None, Signals | None]:
         """The token and its signals for `block.add`, in at most one read of the device.
 
         A policy that does not watch waits for nothing: on CUDA the token stays there, and the block may run on past a
-        drafted end of sequence, which is found after verification.
+        drafted end of sequence, which is found after verification. A policy never sees signals that are no numbers.
         """
         if not block.watched:
             return (self.device.read(token)[0] if self.device.reads_are_free else None), None
@@ -63,6 +67,8 @@ class DraftModel(Drafter):
         chosen = measured[:1] if self.sampler.greedy else q[0, row]
         # ids are exact in fp32 up to 2^24, so the token rides along with its signals
         top1, entropy, margin, chosen, token = self.device.read(torch.cat([measured, chosen, token.float()]))
+        if not isfinite(top1):
+            raise nonfinite("draft", context - self.prompt_tokens + block.drafted, self.model.dtype)
         return int(token), Signals.rounded(block.drafted, top1, entropy, margin, chosen)
 
     def commit(self, text: list[int]) -> None:
@@ -77,7 +83,18 @@ class DraftModel(Drafter):
         """
         text = self.device.upload([*prompt[-1:], *answer[:-1]])  # [n], the token before each position
         trace = self.trace_masked if self.model.takes_masks else self.trace_stepwise
-        return trace(text, self.device.upload(answer), len(prompt), Reach(budget, depth))
+        made = trace(text, self.device.upload(answer), len(prompt), Reach(budget, depth))
+        self.refuse_nonfinite(made)
+        return made
+
+    def refuse_nonfinite(self, trace: TextTrace) -> None:
+        """Raises NonFiniteError, for a place in the answer or for the draft's own continuation after it."""
+        wrong = np.flatnonzero(trace.match == MISMATCH)
+        after = np.repeat(wrong, trace.steps)  # the place that each continued step belongs to
+        for columns, places in ((trace.signals, np.arange(len(trace))), (trace.continuations, after)):
+            broken = places[~np.isfinite(columns.top1)]
+            if len(broken):
+                raise nonfinite("draft", int(broken[0]), self.model.dtype)
 
     def trace_masked(self, text: torch.Tensor, answer: torch.Tensor, prompt_tokens: int, reach: "Reach") -> TextTrace:
         logits = [self.model.forward(chunk, keep=len(chunk)) for chunk in text.split(CHUNK)]  # [chunk, N] each

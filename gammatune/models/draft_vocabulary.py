@@ -6,6 +6,7 @@ the target corrects it, as ever: answers do not change. FR-Spec (arXiv:2502.1485
 
 import copy
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,9 @@ def draw_ranking(vocab_size: int) -> np.ndarray:
 
 
 def find_file(draft: Checkpoint, folder: Path | None) -> Path:
-    path = Path(draft.ranking).expanduser() if draft.ranking else folder / RANKING_FILE
-    if path.is_file():
+    # os.path: Path's own methods raise for an unknown user and for a name that is too long
+    path = Path(os.path.expanduser(draft.ranking)) if draft.ranking else folder / RANKING_FILE  # noqa: PTH111
+    if os.path.isfile(path):  # noqa: PTH113
         return path
     if draft.ranking:
         raise UserError(f"model_pair.draft.ranking={path} is no file: {HOW}.")
@@ -56,7 +58,7 @@ def read_ranking(path: Path, vocab_size: int) -> np.ndarray:
     """A list of distinct token ids [n], each below vocab_size. Raises UserError for anything else."""
     try:
         ranking = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header can promise more than a file holds
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # ValueError, EOFError, OSError; its header is a Python literal, which fails in its own ways
         raise UserError(f"The ranking {path} is no readable .npy file: {HOW}.") from error
     if not isinstance(ranking, np.ndarray) or ranking.ndim != 1 or not np.issubdtype(ranking.dtype, np.integer):
         raise UserError(f"The ranking {path} holds something else than one list of whole numbers: {HOW}.")
@@ -65,7 +67,7 @@ def read_ranking(path: Path, vocab_size: int) -> np.ndarray:
             f"The ranking {path} holds ids from {ranking.min()} to {ranking.max()}, but the pair's tokens are 0 to "
             f"{vocab_size - 1}: rank with this pair's tokenizer."
         )
-    if len(np.unique(ranking)) < len(ranking):
+    if len(ranking) > vocab_size or len(np.unique(ranking)) < len(ranking):
         raise UserError(f"The ranking {path} names some tokens twice: {HOW}.")
     return np.array(ranking, dtype=np.int64)
 

@@ -6,17 +6,18 @@ from importlib.util import find_spec
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, PreTrainedConfig
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-from gammatune.config import MODEL_TYPES, Checkpoint, Shape
+from gammatune.config import MODEL_TYPES, Checkpoint, Shape, check_sizes
 from gammatune.errors import UserError
+from gammatune.files import parse_object, read_text
 from gammatune.models.devices import GIB, free_bytes
-from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, weight_files
+from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, find_own_code, weight_files
 
+MOST_LABELS = 100_000
 PLANNED_TOKENS = 2048  # context that a run is assumed to fill when the KV caches are counted
 
 
@@ -28,28 +29,53 @@ def read_config(files: Files) -> PreTrainedConfig:
             f"The {files.role} {files.name} has no config.json in {files.folder}: point model_pair.{files.role}.path at a "
             "complete checkpoint folder."
         )
+    labels = parse_object(read_text(path, "fetch it again"), path, "fetch it again").get("num_labels", 0)
+    if type(labels) is not int or labels > MOST_LABELS:  # transformers would write a name for each
+        raise UserError(f"{path}: num_labels={labels!r} has no meaning for a language model: take it out.")
     try:
         config = AutoConfig.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError, KeyError, RecursionError, or what its validators raise
+        refuse_own_code(files, "model")
         raise UserError(
             f"{path} is not a model's settings as transformers reads them ({first_line(error)}): fetch that file again, or "
             f"correct model_pair.{files.role}.path."
         ) from error
-    kinds = [str(name) for name in config.architectures or []]
+    kinds = config.architectures or []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise UserError(f"{path} has architectures={kinds!r} where a list of names belongs: fetch that file again.")
     if config.model_type not in MODEL_TYPES or not all(kind.lower().endswith("forcausallm") for kind in kinds):
+        refuse_own_code(files, "model")
         raise UserError(
             f"The {files.role} {files.name} is a {', '.join(kinds) or config.model_type}, which cannot decode here: choose "
             f"a causal language model of type {', '.join(MODEL_TYPES)}."
         )
+    if getattr(config, "transformers_weights", None) is not None:
+        raise UserError(f"{path} names a weight file of its own (transformers_weights): take that line out.")
+    check_sizes(f"{path}: ", config)
+    if not 0 <= config.rms_norm_eps < 1:
+        raise UserError(f"{path}: rms_norm_eps={config.rms_norm_eps} must be a number from 0 to 1: fetch that file again.")
     return config
 
 
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")
+def refuse_own_code(files: Files, what: str) -> None:
+    """Raises UserError where the reason is that a checkpoint brings code along."""
+    wanted = find_own_code(files.folder)
+    if wanted:
+        raise UserError(
+            f"The {what} of {files.role} {files.name} wants to run its own code ({wanted} in {files.folder}), which "
+            "gammatune never does: use a checkpoint that transformers loads by itself."
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """Of the first cause, since validators wrap it in words of their own."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".:")[:300]
 
 
 def load_tokenizer(files: Files):
-    """The folder's tokenizer. Raises UserError when it is missing or cannot be read."""
+    """The folder's tokenizer, tried once. Raises UserError when it is missing, cannot be read or does not work."""
     if not any((files.folder / name).exists() for name in TOKENIZER_FILES):
         raise UserError(
             f"The {files.role} {files.name} has no tokenizer in {files.folder} (none of "
@@ -62,8 +88,11 @@ def load_tokenizer(files: Files):
             "install sentencepiece protobuf`."
         )
     try:
-        return AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a text"))
+        return tokenizer
     except Exception as error:  # the tokenizers library raises bare Exception for a malformed file
+        refuse_own_code(files, "tokenizer")
         raise UserError(
             f"The tokenizer of {files.role} {files.name} in {files.folder} cannot be read ({first_line(error)}): "
             "fetch its tokenizer files again."
@@ -89,17 +118,48 @@ class Demand:
     config: PreTrainedConfig
     checkpoint: Checkpoint  # quantisation, reduced vocabulary and borrowed tables change what it takes
     dtype: torch.dtype
+    origin: str = "its shape"  # where the config comes from, for a refusal
+
+
+def build_empty(demand: Demand) -> nn.Module:
+    """The model on torch's meta device, which holds shapes without numbers.
+
+    Raises UserError for settings that transformers can neither build nor run, before any memory is taken.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(demand.config, dtype=demand.dtype, attn_implementation="sdpa")
+            run_one_layer(model)
+        turns = type(model.model.rotary_emb)(demand.config)(torch.zeros(1), torch.arange(2)[None])
+        if not all(table.isfinite().all() for table in turns):
+            raise ValueError("its RoPE angles are no numbers")
+    except Exception as error:  # whatever a setting leads to
+        raise UserError(
+            f"{demand.origin} describes no model that transformers can run ({first_line(error)}): correct its settings."
+        ) from error
+    return model
+
+
+def run_one_layer(model: nn.Module) -> None:
+    """A forward of two tokens as decoding does it, on the meta device. Raises whatever odd settings lead to."""
+    model.model.layers, layers = model.model.layers[:1], model.model.layers
+    try:
+        model(torch.zeros(1, 2, dtype=torch.long), past_key_values=DynamicCache(), use_cache=True).logits.argmax()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):  # else transformers wants a number where there is none: no fault of the settings
+            raise
+    finally:
+        model.model.layers = layers
 
 
 def count_weights(demand: Demand) -> int:
-    """Bytes of all weights, counted on torch's meta device, which holds shapes without numbers.
+    """Bytes of all weights.
 
     int8 holds the layers' matrices in one byte each. Borrowed tables cost nothing here; a reduced LM head is made beside
-    the whole one.
+    the whole one. Raises UserError as in `build_empty`.
     """
     checkpoint, wide = demand.checkpoint, demand.dtype.itemsize
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(demand.config, dtype=demand.dtype)
+    model = build_empty(demand)
     tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)} - tables
     total = (checkpoint.vocabulary or 0) * demand.config.hidden_size * wide
@@ -146,9 +206,15 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             output_loading_info=True,
             **extra,
         )
-    except (SafetensorError, RuntimeError, UnpicklingError) as error:
+    except UnpicklingError as error:
         raise UserError(
-            f"The weights in {files.folder} do not fit their config.json ({first_line(error)}): fetch both again."
+            f"{files.folder / 'pytorch_model.bin'} is a pickle that holds more than tensors, which could run code, so it is "
+            "not read: fetch the checkpoint's safetensors files instead."
+        ) from error
+    except Exception as error:  # of safetensors, torch or transformers, each with its own
+        reason = "tensors of other sizes" if "ignore_mismatched_sizes" in str(error) else first_line(error)
+        raise UserError(
+            f"The weights in {files.folder} do not fit their config.json ({reason}): fetch both again."
         ) from error
     if report["missing_keys"]:
         raise UserError(

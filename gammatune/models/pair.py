@@ -1,10 +1,12 @@
 """A pair ready to decode: target, draft, and everything the two must agree on, checked before any weight is read."""
 
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from gammatune.config import Checkpoint, PairConfig
 from gammatune.errors import UserError
@@ -48,9 +50,21 @@ def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None,
     """
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(config, torch_device, dtype)
-    if config.source == "tiny-random" or config.weights == "random":
-        return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
-    return load_checkpoints(config, torch_device, torch_dtype, with_draft)
+    with only_errors():
+        if config.source == "tiny-random" or config.weights == "random":
+            return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
+        return load_checkpoints(config, torch_device, torch_dtype, with_draft)
+
+
+@contextmanager
+def only_errors():
+    """No warnings of transformers: they bring a checkpoint's own names to the terminal, and what counts is refused here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def reduce_draft(pair: Pair, size: int | None, ranking: np.ndarray | None) -> Pair:
@@ -84,7 +98,8 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
             check_same_tokens(files, {role: c.vocab_size for role, c in configs.items()}, tokenizer, draft_tokenizer)
         rows = min(c.vocab_size for role, c in configs.items() if not roles[role].borrows_tables)
         ranking = draft_vocabulary.find_ranking(config.draft, rows, files["draft"].folder)
-    load.check_memory(config.name, [Demand(configs[role], roles[role], dtype) for role in roles], device)
+    demands = [Demand(configs[role], roles[role], dtype, f"{files[role].folder}/config.json") for role in roles]
+    load.check_memory(config.name, demands, device)
 
     for found in files.values():
         sources.fetch_weights(found)
@@ -155,12 +170,22 @@ def assemble(config: PairConfig, target: nn.Module, draft: nn.Module | None, tok
 
 
 def end_ids(target: nn.Module, tokenizer) -> tuple[int, ...]:
-    """Ids that end an answer: the generation config's, else the tokenizer's. Raises UserError when neither names one."""
+    """Ids that end an answer: the generation config's, else the tokenizer's.
+
+    Raises UserError when neither names one, or what is named is no token of the target.
+    """
     named = target.generation_config.eos_token_id
     named = tokenizer.eos_token_id if named is None else named
-    if named is None:
+    ends = tuple(named) if isinstance(named, list | tuple) else (named,)
+    if named is None or not ends:
         raise UserError("The target names no end-of-sequence token: set eos_token_id in its generation_config.json.")
-    return tuple(named) if isinstance(named, list | tuple) else (named,)
+    for end in ends:
+        if type(end) is not int or not 0 <= end < target.config.vocab_size:
+            raise UserError(
+                f"The target ends answers with token {end!r}, but its tokens are 0 to {target.config.vocab_size - 1}: "
+                "correct eos_token_id in its generation_config.json."
+            )
+    return ends
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -182,7 +207,8 @@ def build_pair(
     # Nothing is borrowed here: each model has tables of its own
     own = {role: replace(checkpoint, borrows_tables=False) for role, checkpoint in roles.items()}
     configs = {role: load.make_config(shape) for role, shape in shapes.items()}
-    load.check_memory(config.name, [Demand(configs[role], own[role], dtype) for role in roles], device)
+    demands = [Demand(configs[role], own[role], dtype, f"model_pair.{role}.shape") for role in roles]
+    load.check_memory(config.name, demands, device)
     if tiny:
         models = build_tiny_models(shapes["target"], shapes["draft"], settings)
         models = {role: cast_weights(model, device, dtype) for role, model in models.items()}

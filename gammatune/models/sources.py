@@ -4,7 +4,7 @@ Small files (config, tokenizer) come first; weights of the hub only after the ch
 """
 
 import hashlib
-import json
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,13 @@ from safetensors import SafetensorError, safe_open
 
 from gammatune.config import Checkpoint
 from gammatune.errors import UserError
+from gammatune.files import parse_object, read_text
 from gammatune.models.wheels import fetch_gguf
 
 EMBEDDED_DRAFT = "embedded"  # the id of the draft shipped with gammatune
 DRAFT_FOLDER = Path(__file__).with_name("embedded_draft")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+PROMPT_FILES = ("tokenizer_config.json", "chat_template.jinja", "added_tokens.json", "merges.txt")  # change prompts too
 SMALL_FILES = [
     "config.json",
     "generation_config.json",
@@ -41,6 +43,7 @@ SMALL_FILES = [
     "chat_template*",
     "*.index.json",
 ]
+LARGEST_SMALL = 256 * 2**20  # bytes; the largest tokenizers take a few tens of millions
 WEIGHT_FILES = (("model", "safetensors"), ("pytorch_model", "bin"))  # in order of preference; never both
 TIMEOUT_S = 10
 SAMPLE_BLOCKS, SAMPLE_BYTES = 16, 65536
@@ -65,11 +68,18 @@ class Files:
 def locate(role: str, checkpoint: Checkpoint, source: str) -> Files:
     """Find or fetch config and tokenizer; weights too where they are not on the hub.
 
-    role: target or draft. source: of checkpoints without a path, see PairConfig. Raises UserError when that fails.
+    role: target or draft. source: of checkpoints without a path, see PairConfig. Raises UserError when that fails, and for
+    files among them that nobody should read.
     """
+    files = find(role, checkpoint, source)
+    check_small_files(files)
+    return files
+
+
+def find(role: str, checkpoint: Checkpoint, source: str) -> Files:
     if checkpoint.path is not None:
-        folder = Path(checkpoint.path).expanduser()
-        if not folder.is_dir():
+        folder = Path(os.path.expanduser(checkpoint.path))  # noqa: PTH111  Path's own raises for an unknown user
+        if not os.path.isdir(folder):  # noqa: PTH112  Path's own raises for a name that is too long
             raise UserError(
                 f"model_pair.{role}.path={folder} is no folder: give one that holds config.json, the tokenizer and "
                 "the weights, as save_pretrained writes them."
@@ -86,6 +96,38 @@ def locate(role: str, checkpoint: Checkpoint, source: str) -> Files:
     folder = download(role, checkpoint, checkpoint.revision, SMALL_FILES)
     identity = {"id": checkpoint.id, "revision": checkpoint.revision, "commit": folder.name}
     return Files(role, checkpoint.id, folder, checkpoint, identity)
+
+
+def check_small_files(files: Files) -> None:
+    """Raises UserError for config and tokenizer files that are no regular ones, too large, or no JSON objects.
+
+    Those of the tokenizer itself are left to their own library, which is quick where they are damaged.
+    """
+    remedy = f"fetch it again, or correct model_pair.{files.role}.path"
+    for path in sorted({path for pattern in SMALL_FILES for path in files.folder.glob(pattern)}):
+        if path.is_dir():
+            continue
+        if not path.is_file():
+            raise UserError(f"{path} is no regular file: {remedy}.")
+        if path.stat().st_size > LARGEST_SMALL:
+            raise UserError(f"{path} is larger than any such file ({path.stat().st_size:,} bytes): {remedy}.")
+        if path.suffix == ".json" and path.name not in TOKENIZER_FILES:
+            parse_object(read_text(path, remedy), path, remedy)
+
+
+def find_own_code(folder: Path) -> str | None:
+    """The class of its own that a checkpoint asks for, as `own.Model`; None where transformers has all it needs."""
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        settings = parse_object(read_text(path, "fetch it again"), path, "fetch it again") if path.is_file() else {}
+        wanted = settings.get("auto_map")
+        if wanted:
+            classes = wanted.values() if isinstance(wanted, dict) else [wanted]
+            return ", ".join(sorted({str(part) for each in classes for part in as_list(each) if part}))
+    return None
+
+
+def as_list(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def fetch_weights(files: Files) -> None:
@@ -143,26 +185,35 @@ def hub_answers(name: str, revision: str | None) -> bool:
 def weight_files(files: Files) -> list[Path]:
     """The files that hold the weights, safetensors before bin, single file before shards.
 
-    Raises UserError when there are none, or where an index cannot be read or names a shard that is missing.
+    Raises UserError when there are none, or where an index cannot be read or names a shard that is missing or elsewhere.
     """
+    if (files.folder / "adapter_config.json").exists():
+        raise UserError(
+            f"The {files.role} {files.name} is an adapter for another model (adapter_config.json in {files.folder}): merge "
+            "the two first, and give the folder of the whole model."
+        )
     for stem, suffix in WEIGHT_FILES:
         single, index = files.folder / f"{stem}.{suffix}", files.folder / f"{stem}.{suffix}.index.json"
         if single.exists():
             return [single]
         if index.exists():
-            return read_index(files, index)
+            return read_index(files, index, suffix)
     raise UserError(
         f"The {files.role} {files.name} has no weights in {files.folder} (neither model.safetensors nor "
         "pytorch_model.bin, nor an index of shards): fetch them, or correct the folder."
     )
 
 
-def read_index(files: Files, index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        shards = [files.folder / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is no index of weight files: fetch it again.") from error
+def read_index(files: Files, index: Path, suffix: str) -> list[Path]:
+    """The shards that an index names, all of them plain names in its own folder."""
+    content = parse_object(read_text(index, "fetch it again"), index, "fetch it again")
+    shards = content.get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise UserError(f"{index} is no index of weight files: fetch it again.")
+    for name in shards.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(f".{suffix}"):
+            raise UserError(f"{index} names {str(name)!r}, which is no .{suffix} file beside it: fetch it again.")
+    shards = [files.folder / name for name in sorted(set(shards.values()))]
     missing = [shard.name for shard in shards if not shard.exists()]
     if missing:
         raise UserError(
@@ -177,14 +228,16 @@ def check_whole(path: Path) -> None:
 
     Reads the header only: safetensors compares what it promises with the file's size, a .bin is a zip archive.
     """
+    if not path.is_file():
+        raise UserError(f"{path} is no regular file: fetch it again.")
     try:
         if path.suffix == ".bin" and not zipfile.is_zipfile(path):
             raise SafetensorError("no complete archive")
         if path.suffix != ".bin":
             with safe_open(path, "pt"):
                 pass
-    except SafetensorError as error:
-        raise UserError(f"{path} is truncated or corrupt ({error}): delete that file and fetch it again.") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is truncated or corrupt ({error}): put a whole one in its place.") from error
 
 
 def identify(files: Files) -> dict:
@@ -198,7 +251,7 @@ def fingerprint(folder: Path, weights: list[Path]) -> str:
     """sha256 over the small files that decide an answer and, of each weight file, name, size and evenly spaced blocks:
     quick, also for 140 GB."""
     digest = hashlib.sha256()
-    for path in (folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)):
+    for path in (folder / name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES, *PROMPT_FILES)):
         if path.exists():
             digest.update(path.name.encode() + path.read_bytes())
     for path in weights:

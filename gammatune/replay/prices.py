@@ -4,19 +4,19 @@ A measured list (`gammatune prices`) is in milliseconds of one pair, device and 
 ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from gammatune.errors import UserError
-from gammatune.records import refuse_newer
+from gammatune.files import read_json
 from gammatune.replay.simulate import Replay, ReplayTurn
 
-SCHEMA = 1
+SCHEMA = 2
 LAST_BLOCKS = 8
-REMAKE = "measure it again with `gammatune prices`"
+LARGEST = 1e9  # ms, twelve days
+REMAKE = "give a file made by `gammatune prices`, or measure it again"
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,17 @@ class PriceList:
         lines = [np.array([getattr(price, name) for price in self.verify]) for name in ("base", "slope")]
         return tuple(extend(values, largest) for values in lines)
 
+    def find_implausible(self) -> str:
+        """Where a draft step costs more than a plain target step, in words; empty where it nowhere does.
+
+        Judged at the measured contexts. Such a draft can never pay, so something else must have disturbed the measurement.
+        """
+        for context in self.facts.get("contexts", [0]):
+            draft, target = self.blind.step.at(context), self.verify[0].at(context)
+            if draft > target:
+                return f"a draft step takes {draft:.3g} ms and a target step {target:.3g} ms at context {context}"
+        return ""
+
     def ratio(self, context: int = 0) -> float:
         """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
         with np.errstate(divide="ignore"):
@@ -89,13 +100,13 @@ class PriceList:
 
 
 def extend(values: np.ndarray, size: int) -> np.ndarray:
-    """[n] to [max(n, size)], along the least-squares line through the last values."""
+    """[n] to [max(n, size)], along the least-squares line through the last values, and never below 0."""
     if size <= len(values):
         return values
     known = min(len(values), LAST_BLOCKS)
     places = np.arange(len(values) - known, len(values))
     line = np.polyfit(places, values[-known:], deg=min(1, known - 1))
-    return np.concatenate([values, np.polyval(line, np.arange(len(values), size))])
+    return np.concatenate([values, np.maximum(np.polyval(line, np.arange(len(values), size)), 0.0)])
 
 
 def from_ratio(c: float) -> PriceList:
@@ -151,30 +162,40 @@ def prices_to_json(curve: PriceList) -> dict:
 
 
 def read_prices(path: Path) -> PriceList:
-    """Raises UserError for a missing, damaged or newer file."""
+    """Raises UserError for a missing, damaged, changed or newer file, and for one that holds no prices."""
+    content = read_json(path, REMAKE, known=SCHEMA)
+    del content["schema"]
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        refuse_newer(content.pop("schema"), path, known=SCHEMA)
         curve = prices_from_json(content.pop("prices"))
-    except OSError as error:
-        raise UserError(f"The price file {path} cannot be read ({error.strerror}): {REMAKE}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no price file or is damaged ({type(error).__name__}): {REMAKE}.") from error
+        if not isinstance(content.get("provenance", {}), dict):
+            raise ValueError("the provenance is no object")
+    except KeyError as error:
+        raise UserError(f"{path} is no price file or is damaged ({error} is missing): {REMAKE}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no price file or is damaged ({error}): {REMAKE}.") from error
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no price file or is damaged (something else for a price): {REMAKE}.") from error
     curve.facts = content
     return curve
 
 
 def prices_from_json(prices: dict) -> PriceList:
-    """Raises ValueError, KeyError, TypeError or AttributeError where something is missing or is no number."""
+    """Raises ValueError, KeyError, TypeError or AttributeError where something is missing or cannot be a price."""
     draftings = [Drafting(**{k: read_price(v) for k, v in prices[name].items()}) for name in ("blind", "watched")]
     verify = [read_price(stored) for stored in prices["verify"]]
-    if not verify:
-        raise ValueError("no block length has a price")
+    if not verify or not all(each.base + each.slope > 0 for each in verify):
+        raise ValueError("verification must cost something")
     return PriceList(*draftings, verify, *(read_price(prices[name]) for name in PARTS[3:]))
 
 
 def read_price(stored: dict) -> Price:
+    """Neither base nor slope is negative, as in `fit_robustly`: nothing costs less than nothing, nor less after more."""
     found = Price(**stored)
-    if not np.isfinite([found.base, found.slope, found.low, found.high]).all():
-        raise ValueError("a price is no number")
+    numbers = (found.base, found.slope, found.low, found.high)
+    if not all(type(number) in (int, float) and abs(number) < LARGEST for number in numbers):  # false for NaN
+        raise ValueError("a price is no number of milliseconds")
+    if found.base < 0 or found.slope < 0 or found.low > found.high:
+        raise ValueError("a price is negative")
+    if type(found.samples) is not int or found.samples < 0:
+        raise ValueError("a number of samples is none")
     return found

@@ -13,8 +13,10 @@ import numpy as np
 from gammatune.errors import UserError
 from gammatune.policies import Policy
 from gammatune.policies.session import (
+    LARGEST_GAMMA,
     PolicyError,
     PolicySession,
+    check_going_on,
     check_plan,
     check_state,
     kept_round,
@@ -120,10 +122,10 @@ def replay(turns: list[ReplayTurn], policy: Policy, keep_rounds: bool = False) -
     The policy starts afresh and forgets at the boundaries that its `carry` names. keep_rounds: also build the Round records.
     Raises UserError where it needs signals that are not recorded, and PolicyError where a live run would.
     """
-    if policy.watches_draft and any(turn.starts.signals is None for turn in turns):
+    session, columns, logs = PolicySession(policy), Columns(), []
+    if any(turn.starts.signals is None for turn in turns) and session.watches_draft:
         name = type(policy).__name__
         raise UserError(f"{name} watches the draft, but this table has no draft signals: replay length-only policies on it.")
-    session, columns, logs = PolicySession(policy), Columns(), []
     session.restart()
     for turn in turns:
         session.start(turn.question_id, turn.turn)
@@ -142,26 +144,23 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
     This loop runs millions of times in a sweep: one Round is reused, methods are looked up once, and what PolicySession
     checks is checked in place.
     """
-    plan, observe, oracle = policy.plan, policy.observe, policy.oracle
     context, drafted = columns.context.append, columns.drafted.append
     accepted, forwards = columns.accepted.append, columns.forwards.append
     finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token
     place, tokens, prompt, matches = 0, turn.tokens, turn.prompt_tokens, turn.starts.matches
     call, references = "plan", getrefcount(finished)
     try:
+        plan, observe, oracle = policy.plan, policy.observe, policy.oracle
         while place < tokens:
             if oracle:
                 policy.foresee(min(matches[place], tokens - place - 1))
             call = "plan"
             planned = plan()
-            if type(planned) is not int or planned < 0:
+            if type(planned) is not int or not 0 <= planned <= LARGEST_GAMMA:
                 planned = check_plan(policy, planned)
             if log is not None:
                 call = "state"
                 state = check_state(policy, policy.state())
-                finished = Round(0, 0, 0, 0, 0, "length", 0)
-                log.append(finished)
-                references = getrefcount(finished)
             call = "keep_drafting"
             draft_block(turn, place, planned, policy, block)
             finished.planned = planned
@@ -180,15 +179,15 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             forwards(finished.forwards)
             if block.beyond:
                 columns.beyond += 1
+            if log is not None:  # a copy, as it is before the policy gets hold of it, and with the state that no policy sees
+                log.append(replace(finished, state=state))
             call = "observe"
             observe(finished)
             if getrefcount(finished) > references:
                 raise kept_round(policy)
-            if log is not None:
-                finished.state = state  # as in a live run, the policy does not find it in the Round
-    except PolicyError:
+    except (PolicyError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise policy_error(policy, call, error) from error
 
 
@@ -238,7 +237,8 @@ def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Ou
         signals.top1 = signals.chosen = top1[at]
         signals.entropy = entropy[at]
         signals.margin = margin[at]
-        if not keep(signals):
+        going_on = keep(signals)
+        if going_on is not True and (going_on is False or not check_going_on(policy, going_on)):
             stopped = index + 1
             break
         at += 1

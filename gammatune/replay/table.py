@@ -12,16 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
+from gammatune.files import replacing
 from gammatune.records import SIGNAL_DIGITS, refuse_newer
+from gammatune.replay.integrity import SEAL_METADATA, Lists, check_seal, find_bad_fact, find_fault, seal
 from gammatune.traces import SignalColumns, Starts, StartTrace, TextTrace, Trace
 
 SCHEMA = 2
 TABLE_FILE = "acceptance.parquet"
 SIGNALS = ("top1", "entropy", "margin")
 SCALE = 10**SIGNAL_DIGITS
+SEALED_SCHEMA = 2  # from which a file carries its checksum
+PARQUET = b"PAR1"
+LARGEST, MOST_VALUES = 2**31, 2**29  # bytes, and numbers in all columns: two hundred times the largest table so far
+UNDECODABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, RecursionError)
 RECORD = "`gammatune record`"
-REMAKE = f"delete it and make it again, for example with {RECORD}"
+REMAKE = f"make it again with the command that made it, such as {RECORD}"
+GIVE_ONE = f"give one made by {RECORD}, or the folder of a run"
+
+
+class TableError(UserError):
+    """A file that should be an acceptance table and is none, or is damaged: a recording makes its own ones again."""
 
 
 @dataclass
@@ -105,8 +116,12 @@ class Layout:
         columns = [(column, pa.list_(pa.int32())) for column in self.signal_columns()]
         return pa.schema([*PLAIN.items(), *((name, pa.list_(kind)) for name, kind in lists.items()), *columns])
 
+    def grouped_signals(self) -> dict[str, list[str]]:
+        """Field of the trace -> its columns."""
+        return {field: [f"{prefix}{name}_x{SCALE}" for name in SIGNALS] for field, prefix in self.signals.items()}
+
     def signal_columns(self) -> list[str]:
-        return [f"{prefix}{name}_x{SCALE}" for prefix in self.signals.values() for name in SIGNALS]
+        return [name for names in self.grouped_signals().values() for name in names]
 
 
 # Names as in schema 1, which had the first layout only
@@ -126,22 +141,19 @@ STORED_AS = {"tail_steps": "steps", "tail_ended": "ended"}
 
 
 def write_table(table: AcceptanceTable, path: Path) -> None:
-    """One Parquet file, one row per turn, written atomically; facts go into its metadata."""
+    """One Parquet file, one row per turn, written atomically; facts and the file's checksum go into its metadata."""
     name, layout = next((n, each) for n, each in LAYOUTS.items() if isinstance(table.turns[0].trace, each.kind))
     rows = [turn_row(turn, layout) for turn in table.turns]
     facts = {"gammatune": json.dumps({"schema": SCHEMA, "layout": name, **table.facts})}
-    schema = layout.schema()
-    content = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema.with_metadata(facts))
-    temporary = path.with_name(f".{path.name}.part")
-    pq.write_table(
-        content,
-        temporary,
-        compression="zstd",
-        compression_level=12,
-        use_dictionary=["task", "category"],
-        use_byte_stream_split=[f"{column}.list.element" for column in layout.signal_columns()],
-    )
-    temporary.replace(path)
+    schema = layout.schema().with_metadata(facts)
+    content = pa.table({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
+    options = {"compression": "zstd", "compression_level": 12, "use_dictionary": ["task", "category"]}
+    options["use_byte_stream_split"] = [f"{column}.list.element" for column in layout.signal_columns()]
+    with replacing(path) as partial:
+        with pq.ParquetWriter(partial, schema, **options) as writer:
+            writer.write_table(content)
+            writer.add_key_value_metadata(SEAL_METADATA)  # not in the schema, of which Parquet keeps a second copy
+        seal(partial)
 
 
 def turn_row(turn: AcceptanceTurn, layout: Layout) -> dict:
@@ -156,45 +168,92 @@ def turn_row(turn: AcceptanceTurn, layout: Layout) -> dict:
 
 
 def read_table(path: Path) -> AcceptanceTable:
-    """Raises UserError for a missing, damaged or newer file."""
+    """Raises UserError for a missing or a newer file, and TableError for one that is damaged or no table."""
+    content = read_whole(path)
+    sealed = check_seal(content)
+    if sealed is False:
+        raise TableError(f"{path} is damaged or was changed (its checksum does not fit): {REMAKE}.")
+    found, facts, layout = decode(content, path, bool(sealed))
+    refuse_other_columns(found, layout, path)
     try:
-        content = pq.read_table(path)
-        facts = json.loads(content.schema.metadata[b"gammatune"])
-        refuse_newer(facts.pop("schema"), path, known=SCHEMA)
-        layout = LAYOUTS[facts.pop("layout", "text")]
-    except FileNotFoundError as error:
-        raise UserError(f"There is no acceptance table at {path}: make one with {RECORD}.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no acceptance table or is damaged ({type(error).__name__}): {REMAKE}.") from error
-    refuse_other_columns(content, layout, path)
-    columns = {name: unpack(content[name]) for name in content.schema.names}
-    turns = [read_turn({name: values[i] for name, values in columns.items()}, layout) for i in range(content.num_rows)]
-    if not turns:
-        raise UserError(f"{path} holds no answers: {REMAKE}.")
-    for turn in turns:
-        if not consistent(turn):
-            raise UserError(f"{path} is damaged (lists of question {turn.question_id} do not fit together): {REMAKE}.")
+        columns = {name: unpack(found[name]) for name in found.schema.names}
+    except ValueError as error:  # text that is no UTF-8
+        raise TableError(f"{path} is damaged ({type(error).__name__}): {REMAKE}.") from error
+    if not found.num_rows:
+        raise TableError(f"{path} holds no answers: {REMAKE}.")
+    if fault := find_fault(columns, layout.grouped_signals(), facts):
+        question = columns["question_id"][fault.row]
+        raise TableError(f"{path} is damaged (the lists of question {question} do not fit: {fault.what}): {REMAKE}.")
+    rows = {name: column.rows() if isinstance(column, Lists) else column for name, column in columns.items()}
+    turns = [read_turn({name: values[i] for name, values in rows.items()}, layout) for i in range(found.num_rows)]
     return AcceptanceTable(turns, facts)
 
 
+def read_whole(path: Path) -> bytes:
+    """Raises UserError where there is no such file, or none of a table's size."""
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file, so no acceptance table: {GIVE_ONE}.")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is larger than any acceptance table ({path.stat().st_size:,} bytes): {GIVE_ONE}.")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"There is no acceptance table at {path}: make one with {RECORD}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): {GIVE_ONE}.") from error
+
+
+def decode(content: bytes, path: Path, sealed: bool) -> tuple[pa.Table, dict, "Layout"]:
+    """The file's columns, its facts and their layout. Raises UserError and TableError.
+
+    A file of the first schema has no checksum, so anything may come of its bytes; Arrow's errors have many types.
+    """
+    if not content.startswith(PARQUET):
+        raise TableError(f"{path} is no acceptance table: {GIVE_ONE}.")
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if b"gammatune" not in (file.schema_arrow.metadata or {}):
+            raise TableError(f"{path} is a Parquet file, but no acceptance table: {GIVE_ONE}.")
+        facts = json.loads(file.schema_arrow.metadata[b"gammatune"])
+        refuse_newer(schema := facts.pop("schema"), path, known=SCHEMA)
+        layout = LAYOUTS[facts.pop("layout", "text")]
+        if type(schema) is not int or find_bad_fact(facts):
+            raise ValueError("facts of other types")
+        if schema >= SEALED_SCHEMA and not sealed:
+            raise TableError(f"{path} is damaged or was changed (it has no checksum): {REMAKE}.")
+        if count_values(file.metadata) > MOST_VALUES:
+            raise TableError(f"{path} is damaged (it claims more values than any table has): {REMAKE}.")
+        return file.read(), facts, layout
+    except UNDECODABLE as error:
+        raise TableError(f"{path} is no acceptance table or is damaged ({type(error).__name__}): {REMAKE}.") from error
+
+
+def count_values(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    return sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+
+
 def refuse_other_columns(content: pa.Table, layout: Layout, path: Path) -> None:
-    """Raises UserError where columns or their types differ, where a value is missing, or signals are there in part."""
+    """Raises TableError where columns or their types differ, where a value is missing, or signals are there in part."""
     if not content.schema.equals(layout.schema()):
-        raise UserError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
+        raise TableError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
     absent = [content[name].is_null().to_pylist() for name in layout.signal_columns()]
     whole = (*PLAIN, "output_ids", *layout.lists)
     if any(content[name].null_count for name in whole) or any(column != absent[0] for column in absent):
-        raise UserError(f"{path} is damaged (values are missing): {REMAKE}.")
+        raise TableError(f"{path} is damaged (values are missing): {REMAKE}.")
 
 
-def unpack(column: pa.ChunkedArray) -> list:
-    """A column as one Python value or one NumPy array per row, None where the row has none."""
+def unpack(column: pa.ChunkedArray) -> list | Lists:
+    """A column as one Python value per row, or as lists. Raises ValueError."""
     column = column.combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # of no rows
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     if not pa.types.is_list(column.type):
-        return column.to_pylist()
-    flat, offsets = column.values.to_numpy(zero_copy_only=False), column.offsets.to_numpy()
-    valid = column.is_valid().to_pylist()
-    return [flat[start:end] if known else None for start, end, known in zip(offsets[:-1], offsets[1:], valid, strict=True)]
+        values = column.to_pylist()
+        return [one_line(value) for value in values] if pa.types.is_string(column.type) else values
+    if column.values.null_count:
+        raise ValueError("a list with a missing value")
+    return Lists.of(column)
 
 
 def read_turn(row: dict, layout: Layout) -> AcceptanceTurn:
@@ -203,11 +262,6 @@ def read_turn(row: dict, layout: Layout) -> AcceptanceTurn:
         columns = [row[f"{prefix}{name}_x{SCALE}"] for name in SIGNALS]
         fields[field_name] = None if columns[0] is None else SignalColumns(*(column / SCALE for column in columns))
     return AcceptanceTurn(**{name: row[name] for name in PLAIN}, output_ids=row["output_ids"], trace=layout.kind(**fields))
-
-
-def consistent(turn: AcceptanceTurn) -> bool:
-    """Whether the lists of a turn fit together."""
-    return len(turn.output_ids) in (0, turn.tokens) and 0 < turn.tokens <= turn.budget and turn.trace.consistent()
 
 
 def join_tables(parts: list[AcceptanceTable], facts: dict) -> AcceptanceTable:

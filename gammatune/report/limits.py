@@ -46,7 +46,8 @@ def measure_limits(run: StoredRun) -> Limits | None:
     verify = price_of_two(drafted)
     steps = drafted[drafted["forwards"] > 0]
     step = (steps["draft_ms"] / steps["forwards"]).median() if len(steps) else 0.0
-    target = float(plain.median())
+    if not (target := float(plain.median())):  # a run whose rounds were not timed
+        return None
     return Limits(target, float(step) / target, verify / target, float((drafted["accepted"] > 0).mean()))
 
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pandas as pd
 
+from gammatune.errors import one_line
+from gammatune.machine import describe_sharing
 from gammatune.report import metrics
 from gammatune.report.names import arm_names, policy_name
 from gammatune.report.results import results_table
@@ -17,6 +19,7 @@ from gammatune.studies.study import Study
 
 THROTTLED = 0.75  # of the highest clock
 UNSTABLE = 0.10
+SLOW_POLICY = 0.05  # of the time of its rounds
 SPEED_NOTE = (
     "Speedup is the ratio of mean tokens/s over questions; ± is the standard deviation over questions of the "
     "ratio per question; intervals are 95 % paired bootstrap over questions."
@@ -62,8 +65,19 @@ def list_notes(run: StoredRun, replay: str) -> list[str]:
     """Sentences that belong under every table of this run."""
     missing = RANDOM_NOTE if run.facts.get("random_weights") else "" if run.has_baseline else BASELINE_NOTE
     left_out = f"{run.left_out_sentence()}." if run.left_out else ""
+    overlong = overlong_sentence(run.facts, run.questions["question_id"].nunique())
     warnings = [f"Unstable: {sentence}" for sentence in stability_warnings(run)]
-    return [sentence for sentence in (missing, left_out, *gain_sentences(run), replay, *warnings) if sentence]
+    own_time = slow_policies(run)
+    found = (missing, left_out, overlong, *gain_sentences(run), replay, *own_time, *warnings)
+    return [sentence for sentence in found if sentence]
+
+
+def overlong_sentence(facts: dict, asked: int) -> str:
+    """For example "2 of 6 questions left out: too long for the pair (9, 21)."; empty where none was. asked: the others."""
+    ids = facts.get("overlong", [])
+    if not ids:
+        return ""
+    return f"{len(ids)} of {asked + len(ids)} questions left out: too long for the pair ({', '.join(map(str, ids))})."
 
 
 def gain_sentences(run: StoredRun) -> list[str]:
@@ -74,6 +88,16 @@ def gain_sentences(run: StoredRun) -> list[str]:
         f"{policy_name(policy)}: {gain - 1:+.1%} tokens/s against fixed gamma, mean over their common starts."
         for policy, gain in gains.items()
         if not math.isnan(gain)
+    ]
+
+
+def slow_policies(run: StoredRun) -> list[str]:
+    """For each policy whose own code takes a noticeable part of its rounds: how much."""
+    sums = run.turns.groupby("label", sort=False)[["draft_ms", "verify_ms", "policy_ms", "rounds"]].sum()
+    sums["share"] = sums["policy_ms"] / sums[["draft_ms", "verify_ms", "policy_ms"]].sum(axis=1)
+    return [
+        f"{label} spends {arm.share:.0%} of its rounds in its own code ({arm.policy_ms / arm.rounds:.1f} ms a round)."
+        for label, arm in sums[sums["share"] > SLOW_POLICY].iterrows()
     ]
 
 
@@ -95,10 +119,12 @@ def describe_run(run: StoredRun, replay: str = "") -> str:
 
 def describe_study(study: Study) -> str:
     """Caption: what was replayed, with which prices."""
-    device = study.curve.facts.get("provenance", {}).get("device", "an unknown device")
-    what = f"{study.facts['pair']}, {study.facts['questions']} questions, {study.facts['tokens']:,} tokens"
+    device = one_line(str(study.curve.facts.get("provenance", {}).get("device", "an unknown device")))
+    pair, questions, tokens = one_line(study.facts.get("pair", "unknown")), study.facts["questions"], study.facts["tokens"]
+    what = f"{pair}, {questions} questions, {tokens:,} tokens"
     ratio = f"T_target / T_draft = {study.curve.ratio(512):.1f} at context 512"
-    return f"Pair {what}; prices of {device}, {ratio}. {MODELLED_NOTE}"
+    notes = [MODELLED_NOTE, overlong_sentence(study.facts, study.facts["questions"])]
+    return " ".join([f"Pair {what}; prices of {device}, {ratio}.", *filter(None, notes)])
 
 
 def describe_bounds(source: dict) -> str:
@@ -126,10 +152,8 @@ def stability_warnings(run: StoredRun) -> list[str]:
     if abs(change) > UNSTABLE:
         way = "faster" if change > 0 else "slower"
         found.append(f"{BASELINE}: decoding became {abs(change):.0%} {way} from the first to the second half of the tasks.")
-    cores, load = run.arms[0].provenance.get("cores"), run.machine["load"].median()
-    # More than one process above the cores that the run may fill; without samples the median is NaN
-    if isinstance(cores, int) and load > cores + 1:
-        shared = f"median load {load:.1f} on {cores} cores"
+    # without samples the median is NaN, which is above nothing
+    if shared := describe_sharing(run.machine["load"].median(), run.arms[0].provenance.get("cores")):
         found.append(f"The machine was shared while the run worked ({shared}): timings may be too slow.")
     if "sm_mhz" in run.machine:
         slow = float((run.machine["sm_mhz"] < THROTTLED * run.machine["sm_max_mhz"]).mean())

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, printable
 from gammatune.records import TurnLog
 from gammatune.report.names import arm_names
 from gammatune.runs.store import BASELINE, StoredArm, StoredRun
@@ -64,9 +64,9 @@ def piece(run: StoredRun, token: int) -> str:
 
 
 def answer_text(run: StoredRun, turn: TurnLog, coloured: bool) -> str:
-    """The answer for a terminal, with ANSI colours if `coloured`."""
+    """The answer for a terminal, with ANSI colours if `coloured`; control characters of the model's come as \\x1b."""
     colour = paint if coloured else lambda text, kind: text
-    return "".join(colour(piece(run, token), kind) for token, kind in mark_tokens(turn))
+    return "".join(colour(printable(piece(run, token)), kind) for token, kind in mark_tokens(turn))
 
 
 def legend_text() -> str:

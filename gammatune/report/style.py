@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from gammatune.files import replacing
 from gammatune.policies import POLICIES
 
 #: For policies that bring no colour of their own; none of these is near a shipped policy's
@@ -60,7 +61,8 @@ def save(figures: dict[str, Figure | None], folder: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            figure.savefig(folder / f"{name}.png")
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-            files += [folder / f"{name}.png", folder / f"{name}.svg"]
+            for kind, metadata in (("png", None), ("svg", {"Date": None})):
+                files.append(folder / f"{name}.{kind}")
+                with replacing(files[-1]) as partial:
+                    figure.savefig(partial, format=kind, metadata=metadata)
     return files

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from gammatune.files import write_text
+
 LATEX = str.maketrans(
     {letter: f"\\{letter}" for letter in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "γ": r"$\gamma$"}
@@ -32,7 +34,7 @@ def write_tables(folder: Path, tables: dict[str, Table], caption: str, label: st
             texts[f"{name}.md"] = f"{to_markdown(table.view)}\n\n{caption}\n"
             texts[f"{name}.tex"] = to_latex(table.view, caption, f"tab:{label}{name.replace('_', '-')}")
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

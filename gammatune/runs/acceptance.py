@@ -17,9 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from gammatune.decoding.loop import Generation
+from gammatune.files import read_derived
 from gammatune.records import TurnLog
-from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, join_tables, read_table, write_table
-from gammatune.runs.session import Session
+from gammatune.replay.table import (
+    TABLE_FILE,
+    AcceptanceTable,
+    AcceptanceTurn,
+    join_tables,
+    read_table,
+    write_table,
+)
+from gammatune.runs.session import Session, naming
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
 
@@ -45,19 +53,29 @@ class Recording:
     def part(self, question: Question) -> Path:
         return self.parts / f"{question.question_id}.parquet"
 
-    def complete(self, session: Session, answer: Answer) -> Path:
-        """Trace the questions that are missing, then join all parts in the order of the questions; the table's path."""
-        if self.table.exists():
-            return self.table
+    def finished(self) -> bool:
+        """Whether the whole table is there and can be read. One that is damaged is made again, which is told."""
+        if read_derived(self.table, read_table) is None:
+            return False
+        self.remove_parts()
+        return True
+
+    def complete(self, session: Session, answer: Answer) -> None:
+        """Trace the questions that are missing or damaged, then join all parts in the order of the questions."""
         self.parts.mkdir(exist_ok=True)
         questions = session.questions.questions
-        missing = [question for question in questions if not self.part(question).exists()]
+        parts = {question.question_id: read_derived(self.part(question), read_table) for question in questions}
+        missing = [question for question in questions if parts[question.question_id] is None]
         for question in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
-            turns = trace_question(session, question, answer, self.facts["gamma_max"])
-            write_table(AcceptanceTable(turns, self.facts), self.part(question))
-        write_table(join_tables([read_table(self.part(question)) for question in questions], self.facts), self.table)
-        shutil.rmtree(self.parts)
-        return self.table
+            traced = AcceptanceTable(trace_question(session, question, answer, self.facts["gamma_max"]), self.facts)
+            write_table(traced, self.part(question))
+            parts[question.question_id] = traced
+        write_table(join_tables(list(parts.values()), self.facts), self.table)
+        self.remove_parts()
+
+    def remove_parts(self) -> None:
+        if self.parts.exists():
+            shutil.rmtree(self.parts)
 
 
 def trace_question(session: Session, question: Question, answer: Answer, depth: int) -> list[AcceptanceTurn]:
@@ -65,9 +83,11 @@ def trace_question(session: Session, question: Question, answer: Answer, depth: 
     answers, turns = [], []
     for index in range(len(question.turns)):
         prompt = session.prompt(question, index, answers)
-        made = answer(question, index, prompt)
-        answers.append(answer_text(session.pair.tokenizer, made.output_ids))
         budget = session.budget(len(prompt))
+        with naming(question, index):
+            made = answer(question, index, prompt)
+            trace = session.engine.trace(prompt, made.output_ids, budget, depth)
+        answers.append(answer_text(session.pair.tokenizer, made.output_ids))
         turns.append(
             AcceptanceTurn(
                 question_id=question.question_id,
@@ -78,13 +98,13 @@ def trace_question(session: Session, question: Question, answer: Answer, depth: 
                 budget=budget,
                 finish=made.finish,
                 output_ids=np.array(made.output_ids, dtype=np.int32),
-                trace=session.engine.trace(prompt, made.output_ids, budget, depth),
+                trace=trace,
             )
         )
     return turns
 
 
-def record_logged(session: Session, recording: Recording, answers: list[list[TurnLog]]) -> Path:
+def record_logged(session: Session, recording: Recording, answers: list[list[TurnLog]]) -> None:
     """The table of answers that an autoregressive arm has logged, question by question."""
     logs = {turns[0].question_id: turns for turns in answers}
-    return recording.complete(session, lambda question, index, prompt: logs[question.question_id][index])
+    recording.complete(session, lambda question, index, prompt: logs[question.question_id][index])

@@ -1,7 +1,8 @@
 """Clocks and load while a run works, sampled by a child process so that the timed one is left alone.
 
 Run as a file, it imports nothing of this package: python monitor.py FILE PERIOD_S PARENT_PID GPU appends a JSON line per
-sample until its parent is gone or ends it. GPU: the UUID of the device that decodes, empty on a CPU.
+sample until its parent is gone or ends it. GPU: the UUID of the device that decodes, empty on a CPU. The file is optional:
+a line that was cut short, damaged or changed is left out when it is read, as its checksum tells.
 """
 
 import json
@@ -9,10 +10,14 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 PERIOD_S = 2.0
+#: what a sample may hold, and the largest plausible value
+LARGEST = {"time": 1e11, "load": 1e6, "cpu_mhz": 1e6, "sm_mhz": 1e6, "sm_max_mhz": 1e6, "gpu_c": 1e3}
+LONGEST_LINE = 1000  # bytes
 
 
 @contextmanager
@@ -30,7 +35,7 @@ def watch_machine(file: Path, period_s: float = PERIOD_S, gpu: str = ""):
     try:
         yield
     finally:
-        child.terminate()
+        child.kill()
         child.wait()
 
 
@@ -75,11 +80,40 @@ def read_gpu(gpu) -> dict:
     }
 
 
+def to_line(taken: dict) -> str:
+    """A sample as a JSON line that carries the CRC-32 of its other fields."""
+    return json.dumps(taken | {"crc": checksum(taken)}) + "\n"
+
+
+def checksum(taken: dict) -> int:
+    return zlib.crc32(json.dumps(taken, sort_keys=True).encode())
+
+
+def read_samples(file: Path) -> list[dict]:
+    """The sound lines of a file; none where it is missing or no file. Lines of older runs have no checksum."""
+    if not file.is_file():
+        return []
+    with file.open("rb") as lines:
+        return [found for line in lines if (found := read_sample(line)) is not None]
+
+
+def read_sample(line: bytes) -> dict | None:
+    try:
+        taken = json.loads(line) if len(line) <= LONGEST_LINE else None
+    except (ValueError, RecursionError):  # two lines in one, or half of one: the sampler is killed at the end of a run
+        return None
+    if not isinstance(taken, dict) or taken.pop("crc", None) not in (None, checksum(taken)):
+        return None
+    known = {name: value for name, value in taken.items() if value is not None}  # clocks may be unknown
+    plausible = all(type(value) in (int, float) and 0 <= value <= LARGEST.get(name, -1) for name, value in known.items())
+    return taken if plausible and {"time", "load"} <= known.keys() else None
+
+
 def main(file: str, period_s: str, parent: str, uuid: str) -> None:
     gpu = open_gpu(uuid)
     with Path(file).open("a", buffering=1) as log:
         while os.getppid() == int(parent):
-            log.write(json.dumps(sample(gpu)) + "\n")
+            log.write(to_line(sample(gpu)))
             time.sleep(float(period_s))
 
 

@@ -1,25 +1,29 @@
 """Run a plan: every arm on every question, interleaved, logged, resumable, and checked against the target's own output."""
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from gammatune.compose import Arm, plan_arms
+from gammatune.compose import plan_arms
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_speculative
-from gammatune.errors import UserError
-from gammatune.files import content_hash, hold_folder, read_json, write_json
+from gammatune.errors import UserError, one_line
+from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import TurnLog
 from gammatune.runs.acceptance import Recording, record_logged
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
-from gammatune.runs.session import DEPTH, Session, open_session
-from gammatune.runs.store import UNUSABLE, Cell, RunFolder, open_run
+from gammatune.runs.session import DEPTH, Session, naming, open_session
+from gammatune.runs.store import NOT_OURS, REWRITTEN, Cell, Kept, RunFolder, open_run, read_provenance
 from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
+from gammatune.runtimes.finite import NonFiniteError
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
 
@@ -30,11 +34,26 @@ class Progress:
 
     cell: Cell
     session: PolicySession
-    complete: set[tuple[int, int]] = field(default_factory=set)  # (repetition, question id)
+    kept: Kept
     failure: str | None = None  # the first error, after which the arm is left alone
 
     def lacks(self, repetition: int, question: Question) -> bool:
-        return self.failure is None and (repetition, question.question_id) not in self.complete
+        return self.failure is None and (repetition, question.question_id) not in self.kept.complete
+
+    def reopen(self) -> None:
+        """Prepare to answer more, from the state in which the policy was left."""
+        self.cell.reopen()
+        if self.kept.last is not None:
+            with self.failing():
+                self.session.restore(self.kept.last.policy_after)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """What the policy does wrong in this block ends the arm."""
+        try:
+            yield
+        except PolicyError as error:
+            self.failure = str(error)
 
 
 class Runner:
@@ -61,11 +80,14 @@ class Runner:
     def progress_word(self, cell: Cell) -> str:
         done = cell.read_done()
         if done:
-            return done["status"]
+            return done.get("status", "error")
         return "started" if cell.turns_file.exists() else "new"
 
     def run(self) -> None:
-        """Run what is missing; complete questions stay on disk whatever happens. Raises UserError for an unusable folder."""
+        """Run what is missing, and make what is made of it where that is missing or damaged.
+
+        Complete questions stay on disk whatever happens. Raises UserError for an unusable folder.
+        """
         with hold_folder(self.folder.path):
             here = describe_environment(self.session.pair.device, self.session.pair.identity)
             progress = [self.open_cell(cell, here) for cell in self.folder.cells]
@@ -75,40 +97,38 @@ class Runner:
                 print(f"gammatune: runtime=auto takes {self.session.engine.choice}.", file=sys.stderr)
             if unfinished:
                 for arm in unfinished:
-                    arm.cell.reopen()
+                    arm.reopen()
                 with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
-                    self.warm_up()
+                    self.warm_up(progress)
                     self.answer_all(progress)
-            if not all(arm.cell.read_done() for arm in progress):
-                self.finish(progress)
+            self.finish(progress)
             self.leave_table()
 
     def open_cell(self, cell: Cell, here: dict) -> Progress:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
         cell.create()
-        cell.refuse_changed()
-        complete, last = cell.resume(self.questions)
-        if last is not None:
-            cell.arm.policy.restore(last.policy_after)
+        done = cell.read_done()
+        if done is None:
+            cell.reopen()
+        else:
+            cell.refuse_changed(done)
+        kept = cell.resume(self.questions)
         self.stamp(cell, here)
-        return Progress(cell, PolicySession(cell.arm.policy), complete)
+        return Progress(cell, PolicySession(cell.arm.policy), kept)
 
     def stamp(self, cell: Cell, here: dict) -> None:
         path = cell.folder / "provenance.json"
-        if not path.exists():
-            return write_json(path, {**here, "sessions": [here["time"]]})
-        there = read_json(path, UNUSABLE)
-        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != here["device"]:
+        there = read_derived(path, read_provenance) or {**here, "sessions": []}
+        if cell.turns_file.exists() and cell.turns_file.stat().st_size and there["device"] != one_line(here["device"]):
             raise UserError(
                 f"{cell.folder} was started on {there['device']}, this is {here['device']}: times of two "
                 "machines do not mix, so choose another folder with results=FOLDER."
             )
-        return write_json(path, there | {"sessions": [*there["sessions"], here["time"]]})
+        write_json(path, there | {"sessions": [*there.get("sessions", []), here["time"]]})
 
     def write_header(self) -> None:
         header, shared = self.folder.path / "run.json", self.shared()
-        if header.exists():
-            read_json(header, UNUSABLE)
+        read_derived(header, partial(read_json, remedy=NOT_OURS))  # refuses a newer one
         arms = [
             {
                 "label": cell.arm.label,
@@ -137,10 +157,14 @@ class Runner:
             for question in self.questions
         )
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: list[Progress]) -> None:
         """Every block length that the arms can meet, as far as that can be known."""
-        arms = [cell.arm for cell in self.folder.cells]
-        self.session.warm_up(max(map(longest_block, arms)), any(arm.policy.watches_draft for arm in arms))
+        longest, watched = 0, False
+        for arm in progress:
+            with arm.failing():
+                longest = max(longest, longest_block(arm))
+                watched = watched or arm.session.watches_draft
+        self.session.warm_up(longest, watched)
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""
@@ -157,25 +181,21 @@ class Runner:
     def start_repetition(self, progress: list[Progress], repetition: int) -> None:
         """Each pass starts with fresh policies, unless it goes on where an interrupted one stopped."""
         for arm in progress:
-            if arm.failure or any(done == repetition for done, _ in arm.complete):
+            if arm.failure or any(done == repetition for done, _ in arm.kept.complete):
                 continue
-            try:
+            with arm.failing():
                 arm.session.restart()
-            except PolicyError as error:
-                arm.failure = str(error)
 
     def answer(self, progress: Progress, question: Question, repetition: int, bar: tqdm) -> None:
         """Answer one question with one arm and log it; an error ends that arm only."""
         label = progress.cell.arm.label
         try:
             turns = self.answer_turns(progress.session, question, repetition)
-        except (PolicyError, RuntimeError, ValueError, IndexError) as error:
-            what = str(error) if isinstance(error, PolicyError) else f"{type(error).__name__}: {error}"
-            progress.failure = f"question {question.question_id}: {what}"
-            bar.write(f"{label} failed at {progress.failure}", file=sys.stderr)
+        except (PolicyError, NonFiniteError, RuntimeError, ValueError, IndexError) as error:
+            unnamed = f"Question {question.question_id}: {type(error).__name__}: {error}"
+            progress.failure = str(error) if isinstance(error, UserError) else unnamed
+            bar.write(f"{label} failed. {progress.failure}", file=sys.stderr)
             return
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
         progress.cell.append(turns)
         tokens, rounds = sum(len(turn.output_ids) for turn in turns), sum(len(turn.rounds) for turn in turns)
         rate = tokens / sum(turn.wall_ms for turn in turns) * 1e3
@@ -187,38 +207,54 @@ class Runner:
         """All turns of a question; a later turn sees this arm's own earlier answers."""
         turns, answers = [], []
         for index in range(len(question.turns)):
-            session.start(question.question_id, index)
             prompt = self.session.prompt(question, index, answers)
             seed = self.session.turn_seed(question, index)
-            made = generate_speculative(self.session.engine, prompt, session, self.config.decode, seed)
+            with naming(question, index):
+                session.start(question.question_id, index)
+                made = generate_speculative(self.session.engine, prompt, session, self.config.decode, seed)
             answers.append(answer_text(self.session.pair.tokenizer, made.output_ids))
             turns.append(log_turn(question, index, len(prompt), made, repetition))
             turns[-1].policy_after = session.state()
         return turns
 
     def finish(self, progress: list[Progress]) -> None:
-        """Judge every arm against the reference and write its last word."""
+        """Texts of all ids, then each arm's last word, judged against the reference; nothing where all that is there.
+
+        An error is judged again although nothing was added: a kill may have come between the last word of a reference that
+        has come right and that of an arm which it had failed.
+        """
+        settled = all(done and done.get("status") != "error" for done in (arm.cell.read_done() for arm in progress))
+        if not settled or read_derived(self.folder.pieces_file, partial(read_json, remedy=REWRITTEN)) is None:
+            write_pieces(self.folder, self.session.pair.tokenizer)
+        if settled:
+            return
         reference = list(group_questions(self.folder.reference))
         for arm in progress:
             summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
-                summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed at {progress[0].failure}"}
+                summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed. {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.session.pair.device))
-        write_pieces(self.folder, self.session.pair.tokenizer)
 
     def leave_table(self) -> None:
         """The acceptance table of this run's own answers: replay checks the run, and any other policy can be replayed."""
         reference = self.folder.reference
-        if not (self.config.acceptance and self.config.decode.greedy) or reference.read_done()["status"] != "ok":
+        if not (self.config.acceptance and self.config.decode.greedy) or reference.read_done().get("status") != "ok":
+            return
+        recording = Recording(self.folder.path, self.session.table_facts(DEPTH))
+        if recording.finished():
             return
         answers = [turns for turns in group_questions(reference) if turns[0].repetition == 0]
-        record_logged(self.session, Recording(self.folder.path, self.session.table_facts(DEPTH)), answers)
+        try:
+            record_logged(self.session, recording, answers)
+        except NonFiniteError as error:  # of the draft: the target's own answers are there, and are reported
+            print(f"gammatune: no acceptance table is left. {error}", file=sys.stderr)
 
 
-def longest_block(arm: Arm) -> int:
-    """Its gamma; at least DEPTH for a policy that learns, and for one whose plan is no setting."""
+def longest_block(progress: Progress) -> int:
+    """Its gamma; at least DEPTH for a policy that learns, and for one whose plan is no setting. Raises PolicyError."""
+    arm = progress.cell.arm
     gamma, learns = arm.gamma, type(arm.policy).observe is not Policy.observe
-    if not arm.policy.drafts:
+    if not progress.session.drafts:
         return 0
     return max(gamma or 0, DEPTH if learns or gamma is None else 0)
 

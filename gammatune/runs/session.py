@@ -1,7 +1,8 @@
 """A config made ready to decode: questions, pair, engine, and the facts that name what is decoded."""
 
 import random
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -10,9 +11,12 @@ from gammatune.decoding.loop import Engine, build_engine, prefill, run_round, st
 from gammatune.drafters.base import Drafter
 from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
+from gammatune.errors import UserError
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
+from gammatune.runs.overlong import count_needs, find_overlong
+from gammatune.runtimes.finite import NonFiniteError
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import Question, QuestionSet, load_questions
 
@@ -26,14 +30,34 @@ class Session:
     config: RunConfig
     questions: QuestionSet
     engine: Engine
+    longest_text: int  # tokens of the longest question with all its answers
+    overlong: list[int] = field(default_factory=list)  # ids of questions that were left out: too long for the pair
 
     @property
     def pair(self) -> Pair:
         return self.engine.pair
 
     def prompt(self, question: Question, turn: int, answers: list[str]) -> list[int]:
-        """Token ids of a question's prompt; answers: to its earlier turns."""
-        return build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: turn + 1], answers)
+        """Token ids of a question's prompt; answers: to its earlier turns.
+
+        A text can be read as more tokens than it was written in, such as halves of characters. Where earlier answers so
+        grow beyond the context, the longest loses its end. Raises UserError where the tokenizer makes none of it, or tokens
+        that the models do not have.
+        """
+        answers = list(answers)
+        while True:
+            ids = build_prompt(self.pair.chat_template, self.pair.tokenizer, question.turns[: turn + 1], answers)
+            if not ids or not 0 <= min(ids) <= max(ids) < self.pair.vocab_size:
+                made = f"token {max(ids)} of 0 to {self.pair.vocab_size - 1}" if ids else "no tokens at all"
+                raise UserError(
+                    f"The tokenizer of {self.pair.name} makes {made} of question {question.question_id}: use the tokenizer "
+                    "that belongs to the model."
+                )
+            excess = len(ids) + 1 - self.pair.context
+            if excess <= 0 or not any(answers):
+                return ids
+            longest = max(range(turn), key=lambda i: len(answers[i]))
+            answers[longest] = answers[longest][:-excess]
 
     def budget(self, prompt_tokens: int) -> int:
         """Tokens that an answer to a prompt of this length may have."""
@@ -46,7 +70,7 @@ class Session:
     def describe_work(self) -> dict:
         """What the committed text and the drafter's view of it depend on, device and dtype apart."""
         tasks = asdict(self.config.tasks) | {"checksum": self.questions.checksum}
-        tasks.pop("path")  # the checksum says which file it was
+        del tasks["path"], tasks["overlong"]  # the checksum says which file it was, and `overlong` below what was left out
         roles = (self.config.model_pair.target, self.config.model_pair.draft)
         return {
             "pair": self.pair.name,
@@ -57,6 +81,7 @@ class Session:
             "tasks": tasks,
             "decode": asdict(self.config.decode),
             "drafter": self.engine.drafter.identity,
+            **({"overlong": self.overlong} if self.overlong else {}),
         }
 
     def describe_place(self) -> dict:
@@ -69,12 +94,13 @@ class Session:
         return {**self.describe_work(), **self.describe_place(), **traced}
 
     def warm_up(self, longest: int, watched: bool) -> None:
-        """Run every block length up to `longest` once, unlogged: first calls pay for allocations and kernel choices.
+        """Run block lengths up to `longest` once, unlogged: first calls pay for allocations and kernel choices.
 
-        Shorter blocks than a policy plans occur in every run: the budget and the end of the sequence cut them.
+        Shorter blocks than a policy plans occur in every run: the budget and the end of the sequence cut them. Beyond DEPTH
+        only the longest that can occur is run, since trying each of a thousand takes longer than what it saves.
         """
-        if self.engine.target.records_graphs:  # else counting every question's tokens would be for nothing
-            self.engine.warm(DEPTH, min(self.longest_text(), self.pair.context))
+        if self.engine.target.records_graphs:
+            self.engine.warm(DEPTH, min(self.longest_text, self.pair.context))
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
         engine = replace(self.engine, ends=frozenset())
@@ -82,18 +108,24 @@ class Session:
             # a drafter that is no model proposes when it pleases; a known text has a block of every length
             engine = engine.with_drafter(KnownText(answer=prompt * (longest + 1)))
         probe = WatchingProbe if watched and engine.drafter.signals else Probe
-        for gamma in range(min(longest, self.pair.context // 2 - 2) + 1):
+        longest = min(longest, self.config.decode.max_new_tokens - 1, self.pair.context // 2 - 2)
+        for gamma in sorted({*range(min(longest, DEPTH) + 1), longest}):
             # three tokens are prefilled as two, which is what a draft is fed after a full acceptance
             asked = prompt[-3:] if gamma else prompt
             turn = start_turn(engine, asked, PolicySession(probe(gammas=[gamma])), DecodeConfig(max_new_tokens=gamma + 1))
             prefill(turn)
-            run_round(turn)
+            with suppress(NonFiniteError):  # the arm that meets it says so, at its question
+                run_round(turn)
 
-    def longest_text(self) -> int:
-        """Tokens of the longest question with all its answers."""
-        answer = self.config.decode.max_new_tokens
-        asked = [(question, len(question.turns)) for question in self.questions.questions]
-        return max(len(self.prompt(q, turns - 1, [""] * (turns - 1))) + turns * answer for q, turns in asked)
+
+@contextmanager
+def naming(question: Question, turn: int):
+    """What goes wrong in an answer is told with its question and turn."""
+    try:
+        yield
+    except UserError as error:
+        where = f"Question {question.question_id}, turn {turn + 1} of {len(question.turns)}"
+        raise type(error)(f"{where}: {error}") from error
 
 
 def open_session(config: RunConfig, endless: bool = False) -> Session:
@@ -102,8 +134,13 @@ def open_session(config: RunConfig, endless: bool = False) -> Session:
     questions = load_questions(config.tasks)
     if config.runtime.threads is not None:
         torch.set_num_threads(config.runtime.threads)
-    needs = drafter.needs_draft_model
-    pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype, with_draft=needs)
-    if endless:
+    where = config.runtime
+    pair = load_pair(config.model_pair, where.device, where.dtype, with_draft=drafter.needs_draft_model)
+    needs, overlong = count_needs(pair, questions.questions, config.decode.max_new_tokens), []
+    if endless:  # prompts are cut to what is measured
         pair = replace(pair, eos_ids=())
-    return Session(config, questions, build_engine(pair, config.runtime.name, drafter, config.runtime.threads))
+    else:
+        overlong = find_overlong(needs, pair, config)
+        questions = replace(questions, questions=[q for q in questions.questions if q.question_id not in overlong])
+    longest = max(need.tokens for need in needs if need.question_id not in overlong) + config.decode.max_new_tokens
+    return Session(config, questions, build_engine(pair, where.name, drafter, where.threads), longest, overlong)

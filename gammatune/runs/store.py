@@ -11,30 +11,37 @@
             turns.jsonl          one TurnLog per line, appended question by question
             done.json            status, written last
 
-A finished cell is skipped, an unfinished one continues after its last complete question. Reports read only arms whose cell
-ended `ok`; every other arm is named, with the reason, in `StoredRun.left_out`. Nothing here loads a model.
+A finished cell is skipped, an unfinished one continues after its last complete question. What is made of the answers
+(pieces, done, acceptance) is made again by the same command where it is missing or damaged. Reports read only arms whose
+cell ended `ok`; every other arm is named, with the reason, in `StoredRun.left_out`. Nothing here loads a model.
 """
 
 import hashlib
-import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
 
 from gammatune.compose import Arm
-from gammatune.errors import UserError
-from gammatune.files import content_hash, read_json, write_json
-from gammatune.records import SCHEMA, TurnLog
+from gammatune.errors import UserError, one_line, printable
+from gammatune.files import content_hash, read_derived, read_json, write_json
+from gammatune.records import SCHEMA, NewerFileError, TurnLog, is_count
 from gammatune.runs import frames
+from gammatune.runs.monitor import read_samples
 from gammatune.tasks.questions import Question
 
 BASELINE = "ar"
 MAKE_A_RUN = "make a run with `python run.py`"
-UNUSABLE = "delete that folder and run it again"
+REWRITTEN = "run the same command again, which writes it anew from what is stored"
+GOES_ON = "run the same command again, which goes on from the lines before it"
+NOT_OURS = "give the folder of a run; where this is one, run its command again, which writes run.json anew"
+STATUSES = ("ok", "wrong_output", "error")
+LONGEST_NAME = 200  # bytes of a label or a cell's name, both of which become names of files
 
 
 @dataclass
@@ -45,18 +52,46 @@ class LoggedTurn:
     turn: TurnLog
 
 
-def read_log(file: Path) -> Iterator[LoggedTurn]:
-    """The turns in file order, without a last line that a kill cut short. Raises UserError for a damaged line."""
+def read_log(file: Path, remedy: str = GOES_ON) -> Iterator[LoggedTurn]:
+    """The turns in file order, without a last line that a kill cut short. Raises UserError for a damaged line.
+
+    remedy: what to do about one.
+    """
     if not file.exists():
         return
+    refuse_irregular(file)
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.endswith(b"\n"):
-                yield LoggedTurn(len(line), TurnLog.from_json(line.decode(errors="replace"), f"{file} line {number}"))
+                yield LoggedTurn(len(line), TurnLog.from_json(line, f"{file} line {number}", remedy))
 
 
 def hash_file(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes() if file.exists() else b"").hexdigest()
+    """Raises UserError for what is no regular file; one that is missing is empty."""
+    if not file.exists():
+        return hashlib.sha256(b"").hexdigest()
+    refuse_irregular(file)
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def refuse_irregular(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file} is no regular file: {make_cell_again(file.parent)}.")
+
+
+def make_cell_again(cell: Path) -> str:
+    """What to do about a cell whose answers or origin are lost."""
+    return f"delete the folder {cell} and run the same command again"
+
+
+@dataclass
+class Kept:
+    """What an unfinished log holds, up to its last complete question."""
+
+    complete: set[tuple[int, int]] = field(default_factory=set)  # (repetition, question id)
+    last: TurnLog | None = None
+    bytes: int = 0
 
 
 @dataclass
@@ -76,43 +111,50 @@ class Cell:
         return self.folder / "done.json"
 
     def read_done(self) -> dict | None:
-        return read_json(self.done_file, UNUSABLE) if self.done_file.exists() else None
+        """None where the cell has not finished, or done.json is damaged: what it said can be found in the log again."""
+        return read_derived(self.done_file, read_done)
 
-    def refuse_changed(self) -> None:
+    def refuse_changed(self, done: dict) -> None:
         """Raises UserError when the log is no longer the one that the cell finished with."""
-        done = self.read_done()
-        if done and done.get("sha256") != hash_file(self.turns_file):
+        if done.get("sha256") != hash_file(self.turns_file):
             raise UserError(
                 f"{self.turns_file} was changed or cut short after it was finished: delete the folder "
                 f"{self.folder} and run again."
             )
 
     def reopen(self) -> None:
-        """Delete done.json before more answers are added to the log whose checksum it holds."""
+        """Delete done.json before the log changes whose checksum it holds."""
         self.done_file.unlink(missing_ok=True)
 
     def create(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "config.json"
-        if config.exists() and content_hash(read_json(config, UNUSABLE)) != content_hash(self.content):
+        stored = read_derived(config, partial(read_json, remedy=REWRITTEN))
+        if stored is None:
+            write_json(config, self.content)
+        elif content_hash(stored) != content_hash(self.content):
             raise UserError(
                 f"{config} does not describe this run (another pair, policy or task set): delete the folder "
                 f"{self.folder}, or choose another with results=FOLDER."
             )
-        write_json(config, self.content)
 
-    def resume(self, questions: list[Question]) -> tuple[set[tuple[int, int]], TurnLog | None]:
-        """Cut the log after its last complete question; ((repetition, question id) of those kept, last turn kept)."""
-        turns_of = {question.question_id: len(question.turns) for question in questions}
-        complete, last, kept_bytes, position = set(), None, 0, 0
-        for logged in read_log(self.turns_file):
-            position, turn = position + logged.bytes, logged.turn
-            if turn.turn + 1 == turns_of.get(turn.question_id):
-                complete.add((turn.repetition, turn.question_id))
-                last, kept_bytes = turn, position
-        if self.turns_file.exists() and self.turns_file.stat().st_size != kept_bytes:
-            os.truncate(self.turns_file, kept_bytes)
-        return complete, last
+    def resume(self, questions: list[Question]) -> Kept:
+        """Cut the log after its last complete question, and before a damaged line, which is told."""
+        turns_of, kept, position = {question.question_id: len(question.turns) for question in questions}, Kept(), 0
+        try:
+            for logged in read_log(self.turns_file):
+                position, turn = position + logged.bytes, logged.turn
+                if turn.turn + 1 == turns_of.get(turn.question_id):
+                    kept.complete.add((turn.repetition, turn.question_id))
+                    kept.last, kept.bytes = turn, position
+        except NewerFileError:
+            raise
+        except UserError:
+            good = f"{self.turns_file} is damaged after its first {len(kept.complete)} questions"
+            print(printable(f"gammatune: {good}, so the others are answered again."), file=sys.stderr)
+        if self.turns_file.exists() and self.turns_file.stat().st_size != kept.bytes:
+            os.truncate(self.turns_file, kept.bytes)
+        return kept
 
     def append(self, turns: list[TurnLog]) -> None:
         """Add one question's turns in a single write."""
@@ -133,6 +175,10 @@ class RunFolder:
     @property
     def reference(self) -> Cell:
         return self.cells[0]
+
+    @property
+    def pieces_file(self) -> Path:
+        return self.path / "pieces.json"
 
 
 def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFolder:
@@ -209,16 +255,17 @@ class StoredRun:
     @cached_property
     def pieces(self) -> dict[int, str]:
         """Text of each output token id. Raises UserError where pieces.json is missing or damaged."""
-        stored = read_json(self.path / "pieces.json", UNUSABLE)
-        return {int(token): text for token, text in stored["pieces"].items()}
+        file = self.path / "pieces.json"
+        stored = read_json(file, REWRITTEN, bare=True)
+        pieces = stored["pieces"] if "pieces" in stored else {key: text for key, text in stored.items() if key != "schema"}
+        if not isinstance(pieces, dict) or not pieces or not all(map(is_piece, pieces.items())):
+            raise UserError(f"{file} is damaged (something else than texts of token ids): {REWRITTEN}.")
+        return {int(token): text for token, text in pieces.items()}
 
     @cached_property
     def machine(self) -> pd.DataFrame:
         """Samples of the machine while the run worked: time, load, and clocks where known; empty where none were taken."""
-        file = self.path / "machine.jsonl"
-        lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-        # The sampler is killed at the end of a run, possibly in mid-line
-        samples = [json.loads(line) for line in lines if line.endswith("}\n")]
+        samples = read_samples(self.path / "machine.jsonl")
         return pd.DataFrame(samples, columns=None if samples else ["time", "load"])
 
     def left_out_sentence(self) -> str:
@@ -239,51 +286,119 @@ def read_run(path: str | os.PathLike) -> StoredRun:
     kept = [arm for arm in arms if arm.label not in left_out]
     run = StoredRun(path, facts, kept, list(left_out.items()))
     if not kept:
+        failed = next((arm.done["error"] for arm in arms if arm.done.get("error")), None)
         raise UserError(
-            f"{path} has no finished arm to report on ({run.left_out_sentence()}): run the same command again to finish it."
+            f"{path} has no finished arm to report on ({run.left_out_sentence()}): "
+            f"{f'{arms[0].label} ended with this. {failed}' if failed else 'run the same command again to finish it.'}"
         )
     return run
 
 
 def read_facts(path: Path) -> dict:
-    """run.json with the keys that every report needs. Raises UserError."""
-    if not (path / "run.json").is_file():
+    """run.json with what every report needs. Raises UserError.
+
+    The folder may come from a stranger: names that a report prints cannot steer a terminal, and those that become names of
+    files cannot lead out of the folder.
+    """
+    file = path / "run.json"
+    if not file.is_file():
         inside = [run.name for run in find_runs(path)] if path.is_dir() else []
         example = path / inside[0] if inside else "results/runs/NAME"
         hint = f"give the folder of one run, such as {example}" + ("" if inside else f", or {MAKE_A_RUN}")
         raise UserError(f"{path} holds no run.json, so it is no run: {hint}.")
-    facts = read_json(path / "run.json", UNUSABLE)
-    if not isinstance(facts.get("arms"), list) or not {"pair", "tasks", "runtime"} <= facts.keys():
-        raise UserError(f"{path / 'run.json'} is damaged (arms, pair, tasks or runtime missing): {UNUSABLE}.")
-    return facts
+    facts = read_json(file, NOT_OURS)
+    if fault := find_fault(facts):
+        raise UserError(f"{file} is damaged ({fault}): {NOT_OURS}.")
+    harmless = {"pair": one_line(facts["pair"]), "runtime": escape_texts(facts["runtime"])}
+    return facts | harmless | {"arms": [escape_texts(arm) for arm in facts["arms"]]}
+
+
+KINDS = {"pair": str, "tasks": dict, "runtime": dict, "arms": list}
+
+
+def find_fault(facts: dict) -> str:
+    """What no run wrote into its run.json, "" where everything could be."""
+    for name, kind in KINDS.items():
+        if not isinstance(facts.get(name), kind):
+            return f"{name} is missing or no {kind.__name__}"
+    for arm in facts["arms"]:
+        wanted = {"label", "policy", "gamma", "cell"}
+        if not isinstance(arm, dict) or (missing := wanted - arm.keys()):
+            return f"an arm without {', '.join(sorted(missing))}" if isinstance(arm, dict) else "an arm that is none"
+        for name in ("label", "cell"):
+            if not is_plain_name(arm[name]):
+                return f"the {name} of an arm is no plain name"
+        gamma, settings = arm["gamma"], arm.get("settings", {})
+        if not isinstance(arm["policy"], str) or not isinstance(settings, dict) or not (gamma is None or is_count(gamma)):
+            return f"the policy of {arm['label']} is none"
+    if len({arm["label"] for arm in facts["arms"]}) < len(facts["arms"]):
+        return "two arms have one label"
+    return "" if facts["arms"] else "it has no arms"
+
+
+def is_plain_name(name) -> bool:
+    """Whether a text can be the name of a file in a given folder, and of none elsewhere."""
+    if not isinstance(name, str) or name.startswith(".") or one_line(name) != name:
+        return False
+    return 0 < len(name.encode()) <= LONGEST_NAME and not {"/", "\\"} & set(name)
+
+
+def is_piece(item: tuple) -> bool:
+    token, text = item
+    return token.isascii() and token.isdigit() and len(token) <= 10 and isinstance(text, str)
+
+
+def escape_texts(content: dict) -> dict:
+    return {key: one_line(value) if isinstance(value, str) else value for key, value in content.items()}
 
 
 def read_arm(path: Path, described: dict) -> StoredArm:
     """One arm of run.json with what its cell holds; turns are read where the cell finished without an error."""
-    try:
-        arm = StoredArm(*(described[key] for key in ("label", "policy", "gamma", "cell")), described.get("settings", {}))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path / 'run.json'} is damaged (an arm without {error}): {UNUSABLE}.") from error
+    arm = StoredArm(*(described[key] for key in ("label", "policy", "gamma", "cell")), described.get("settings", {}))
     cell = path / arm.cell
     if not (cell / "done.json").is_file():
         return arm
-    arm.done = read_json(cell / "done.json", UNUSABLE)
-    arm.status = arm.done.get("status", "error")
+    arm.done = read_done(cell / "done.json")
+    arm.status = arm.done["status"]
     if arm.status == "error":
         return arm
-    arm.provenance = read_json(cell / "provenance.json", UNUSABLE)
+    arm.provenance = read_provenance(cell / "provenance.json")
     arm.turns = read_turns(cell / "turns.jsonl", arm.done)
     return arm
 
 
+def read_done(file: Path) -> dict:
+    """How a cell ended. Raises UserError."""
+    done = read_json(file, REWRITTEN)
+    exact, ties = done.get("exact"), done.get("near_ties") or 0
+    if done.get("status") not in STATUSES or not (exact is None or isinstance(exact, bool)) or not is_count(ties):
+        raise UserError(f"{file} is damaged (its status or its counts are none): {REWRITTEN}.")
+    return done
+
+
+def read_provenance(file: Path) -> dict:
+    """Where a cell was made. Raises UserError."""
+    remedy = make_cell_again(file.parent)
+    stored = escape_texts(read_json(file, remedy))
+    try:
+        datetime.fromisoformat(stored["time"])
+        sound = isinstance(stored["device"], str) and isinstance(stored.get("sessions", []), list)
+        sound = sound and isinstance(stored.get("git") or "", str)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file} is damaged (its device, time or sessions are none): {remedy}.")
+    return stored
+
+
 def read_turns(file: Path, done: dict) -> list[TurnLog]:
     """All turns of a finished cell. Raises UserError where the bytes are not those that the run finished with."""
+    remedy = make_cell_again(file.parent)
     if hash_file(file) != done.get("sha256"):
-        raise UserError(f"{file} was changed or cut short after its run (checksum differs from done.json): {UNUSABLE}.")
-    turns = [logged.turn for logged in read_log(file)]
-    for turn in turns:
-        if sum(r.emitted for r in turn.rounds) != len(turn.output_ids):
-            raise UserError(f"{file} is damaged (the rounds of question {turn.question_id} do not add up): {UNUSABLE}.")
+        raise UserError(f"{file} was changed or cut short after its run (checksum differs from done.json): {remedy}.")
+    turns = [logged.turn for logged in read_log(file, remedy)]
+    if not turns:
+        raise UserError(f"{file} is damaged (it holds no answers): {remedy}.")
     return turns
 
 

@@ -91,4 +91,4 @@ def write_pieces(folder: RunFolder, tokenizer) -> None:
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     prefix = tokenizer.decode(anchor)
     pieces = {str(token): tokenizer.decode([*anchor, token]).removeprefix(prefix) for token in sorted(ids)}
-    write_json(folder.path / "pieces.json", {"pieces": pieces})
+    write_json(folder.pieces_file, {"pieces": pieces})

@@ -21,6 +21,7 @@ class Model(Protocol):
 
     length: int  # tokens in the cache
     vocab_size: int  # columns of the logits
+    dtype: torch.dtype  # of the weights
     takes_masks: bool  # whether `forward` takes positions and a mask
     records_graphs: bool  # whether `warm` has something to record
 

@@ -20,7 +20,7 @@ class EagerModel:
     records_graphs = False
 
     def __init__(self, model: torch.nn.Module, vocab_size: int, cache: Cache | None = None):
-        self.model = model
+        self.model, self.dtype = model, model.dtype
         self.vocab_size = vocab_size
         self.only_cache = cache
         self.reset()

@@ -70,7 +70,7 @@ class NativeModel(FixedCache):
 
     def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int):
         super().__init__(vocab_size, context)
-        self.model, self.sizes = model, dimensions(model)
+        self.model, self.sizes, self.dtype = model, dimensions(model), model.dtype
         self.step = getattr(load_library(), f"forward_{str(model.dtype).split('.')[-1]}")
         self.step.argtypes = Pointer, Pointer, Pointer, Count, Count, Count, Pointer, ctypes.c_int
         self.step.restype = ctypes.c_bool

@@ -3,14 +3,16 @@
 The derived numbers are stored, not the log: a folder with starts.csv, headline.csv and source.json.
 """
 
-import json
+import hashlib
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
+from gammatune.files import read_json, read_text, write_json, write_text
 from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, from_ratio
 from gammatune.replay.simulate import fill_unknown
@@ -108,30 +110,47 @@ def over_alone(speeds: Speeds, policy: str, place: int) -> float:
 
 
 def store_bounds(bounds: Bounds, folder: Path) -> None:
+    """The frames, and last source.json with the SHA-256 of each."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in KEYS:
-        getattr(bounds, name).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-    (folder / "source.json").write_text(json.dumps(bounds.source, indent=1) + "\n", encoding="utf-8")
+    texts = {f"{name}.csv": getattr(bounds, name).to_csv(index=False, float_format="%.6g") for name in KEYS}
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "source.json", bounds.source | {"sha256 of": {name: checksum(text) for name, text in texts.items()}})
+
+
+def checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_bounds(folder: Path) -> Bounds:
-    """Raises UserError for missing or damaged files."""
-    try:
-        source = json.loads((folder / "source.json").read_text(encoding="utf-8"))
-        frames = {name: pd.read_csv(folder / f"{name}.csv") for name in KEYS}
-        for name, frame in frames.items():
-            check_frame(frame, name)
-        for fact, kind in FACTS.items():
-            if not isinstance(source, dict) or not isinstance(source.get(fact), kind):
-                raise ValueError(f"source.json has no usable {fact}")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} has no readable bounds ({error}): {REMAKE}.") from error
+    """Raises UserError for missing, damaged or changed files. Folders of the first schema have no checksums."""
+    source = read_json(folder / "source.json", REMAKE, bare=True)
+    del source["schema"]
+    sums = source.pop("sha256 of", None)
+    for fact, kind in FACTS.items():
+        if not isinstance(source.get(fact), kind) or isinstance(source[fact], bool):
+            raise UserError(f"{folder / 'source.json'} is damaged (it has no usable {fact}): {REMAKE}.")
+    source |= {fact: one_line(source[fact]) for fact, kind in FACTS.items() if kind is str}
+    frames = {name: read_frame(folder / f"{name}.csv", name, sums) for name in KEYS}
     return Bounds(**frames, source=source)
+
+
+def read_frame(file: Path, name: str, sums: dict | None) -> pd.DataFrame:
+    """Raises UserError."""
+    text = read_text(file, REMAKE)
+    if sums is not None and (not isinstance(sums, dict) or sums.get(file.name) != checksum(text)):
+        raise UserError(f"{file} is damaged or was changed (its checksum does not fit): {REMAKE}.")
+    try:
+        frame = pd.read_csv(StringIO(text))
+        check_frame(frame, name)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged ({' '.join(str(error).split())}): {REMAKE}.") from error
+    return frame
 
 
 def check_frame(frame: pd.DataFrame, name: str) -> None:
     """Raises ValueError or KeyError where a frame cannot be shown: each combination of its keys must have one row."""
     keys, numbers = frame[KEYS[name]], frame[list(ENDS)].astype(float)
     whole = len(frame) == keys.nunique().prod() > 0 and not keys.duplicated().any()
-    if not whole or numbers.isna().any(axis=None):
-        raise ValueError(f"{name}.csv lacks rows or numbers, or has some twice")
+    if not whole or not np.isfinite(numbers).all(axis=None) or not np.isfinite(keys["ratio"].astype(float)).all():
+        raise ValueError("it lacks rows or numbers, or has some twice")

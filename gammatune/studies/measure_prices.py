@@ -4,6 +4,7 @@ A price is what a round takes with sampling, host reads and cache crops, not wha
 asked for once per pass and context, in shuffled order, so a machine that slows down slows all of them.
 """
 
+import os
 import random
 import tempfile
 import time
@@ -21,6 +22,7 @@ from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
 from gammatune.files import content_hash, write_json
+from gammatune.machine import LoadWatch
 from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
@@ -74,7 +76,7 @@ class PriceRun:
         # Without an end of sequence no block is cut short, and every block length is met as often as planned
         self.session: Session = open_session(config, endless=True)
         self.plan = plan.fit(self.session.pair.context)
-        self.seed = config.seed
+        self.seed, self.load = config.seed, LoadWatch()
         self.text = repeat_text(self.session.pair.tokenizer, self.session.questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
         # a drafter that is no model proposes when it pleases; a known text has a block of every length
@@ -102,8 +104,11 @@ class PriceRun:
             for repeat in range(self.plan.repeats):
                 order = random.Random(f"{self.seed}/{repeat}")
                 for context, policy in order.sample(jobs, len(jobs)):
+                    self.load.note()
                     self.measure_pass(context, policy(gammas=self.shuffle_gammas(order)), samples)
                     bar.update()
+        self.load.note()
+        self.facts["provenance"]["median_load"] = self.load.median
         return fit_prices(samples, self.facts)
 
     def warm_up(self) -> None:
@@ -182,6 +187,15 @@ def show_prices(curve: PriceList) -> str:
     }
     table = pd.DataFrame(rows, index=[f"context {context}" for context in contexts]).T
     return table.round(3).to_markdown()
+
+
+def refuse_implausible(curve: PriceList, load: float) -> None:
+    """Raises UserError for prices by which no draft could ever pay. load: while they were measured."""
+    if strange := curve.find_implausible():
+        raise UserError(
+            f"Nothing was written: {strange}, so no draft could pay (median load {load:.1f} on {os.cpu_count()} cores): "
+            "measure again on a quiet machine, or write them all the same with --keep-implausible."
+        )
 
 
 def prepare_place(path: Path) -> None:

@@ -7,7 +7,8 @@ from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
-from gammatune.files import content_hash, hold_folder, read_json, write_json
+from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
+from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
@@ -32,6 +33,7 @@ class Recorder:
             raise UserError(f"--gamma-max {depth} must lie between 1 and 120.")
         self.known = known or {}
         self.answer_seconds = self.seconds = 0.0
+        self.load = LoadWatch()
         self.session = open_session(config)
         facts = self.session.table_facts(depth)
         name = f"{self.session.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
@@ -41,29 +43,27 @@ class Recorder:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
         started = time.perf_counter()
         with hold_folder(self.recording.folder, "--out FOLDER"):
-            if not self.recording.table.exists():
+            if not self.recording.finished():
                 self.stamp()
-            path = self.recording.complete(self.session, self.answer)
+                self.recording.complete(self.session, self.answer)
         self.seconds = time.perf_counter() - started
-        return path
+        return self.recording.table
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""
         write_json(self.recording.folder / "config.json", self.recording.facts)
         path = self.recording.folder / "provenance.json"
-        sessions = read_json(path, "choose another folder with --out")["sessions"] if path.exists() else []
+        there = read_derived(path, read_sessions) or []
         here = describe_environment(self.session.pair.device, self.session.pair.identity)
         here |= {"known_answers": len(self.known)}
-        write_json(path, {"sessions": [*sessions, here]})
+        write_json(path, {"sessions": [*there, here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
         started = time.perf_counter()
         known = self.known.get((question.question_id, turn))
-        try:
-            made = self.confirm(prompt, known) if known else self.decode(prompt)
-        except UserError as error:
-            raise UserError(f"Question {question.question_id}: {error}") from error
+        made = self.confirm(prompt, known) if known else self.decode(prompt)
         self.answer_seconds += time.perf_counter() - started
+        self.load.note()
         return made
 
     def decode(self, prompt: list[int]) -> Generation:
@@ -80,7 +80,16 @@ class Recorder:
         if not self.answer_seconds:
             return "Nothing was left to record."
         traced = self.seconds - self.answer_seconds
+        warning = self.load.warning("these times")
         return (
             f"Answers of the target {self.answer_seconds:.1f} s, the drafter beside them {traced:.1f} s: "
-            f"{self.seconds / self.answer_seconds:.2f} times the answers alone."
+            f"{self.seconds / self.answer_seconds:.2f} times the answers alone." + (f" {warning}" if warning else "")
         )
+
+
+def read_sessions(file: Path) -> list:
+    """Of a recording's provenance. Raises UserError."""
+    sessions = read_json(file, "run the same command again").get("sessions")
+    if not isinstance(sessions, list):
+        raise UserError(f"{file} is damaged (no sessions): run the same command again.")
+    return sessions

@@ -7,10 +7,11 @@ from itertools import zip_longest
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
+from gammatune.policies.session import PolicyError
 from gammatune.records import Round
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
-from gammatune.runs.store import BASELINE, StoredArm, StoredRun
+from gammatune.runs.store import BASELINE, REWRITTEN, StoredArm, StoredRun
 from gammatune.studies.study import TABLE_FILE
 
 # Signals are rounded to four decimals; a sum that lands on the other side of a rounding edge moves one by 1e-4
@@ -61,6 +62,9 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
     if not path.exists():
         return None
     table = read_table(path)
+    asked = {(turn.question_id, turn.turn) for arm in run.arms for turn in arm.turns}
+    if not asked <= {(turn.question_id, turn.turn) for turn in table.turns}:
+        raise UserError(f"{path} lacks questions of this run: {REWRITTEN}.")
     turns, check = prepare(table), ReplayCheck()
     for arm in run.arms:
         if arm.policy == BASELINE:
@@ -69,8 +73,13 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
         if policy is None:
             check.unchecked.append(f"{arm.label} (policy {arm.policy} is not known here, or not with these settings)")
             continue
+        try:
+            logs = replay(turns, policy, keep_rounds=True).logs
+        except PolicyError as error:
+            check.unchecked.append(f"{arm.label} ({str(error).removesuffix('.')})")
+            continue
         check.arms += 1
-        compare_arm(arm, table, replay(turns, policy, keep_rounds=True).logs, check)
+        compare_arm(arm, table, logs, check)
     return check
 
 
@@ -78,7 +87,7 @@ def build_policy(arm: StoredArm) -> Policy | None:
     """None for a policy that this installation does not have, or whose fields are others than when the run was made."""
     try:
         return POLICIES.options[arm.policy](**arm.settings)
-    except (KeyError, UserError):
+    except (KeyError, TypeError, ValueError, UserError):
         return None
 
 

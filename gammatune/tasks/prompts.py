@@ -1,5 +1,9 @@
 """From a conversation to token ids, the way each model was trained to be asked."""
 
+import signal
+import threading
+from contextlib import contextmanager
+
 from gammatune.errors import UserError
 
 VICUNA_SYSTEM = (
@@ -8,6 +12,7 @@ VICUNA_SYSTEM = (
 )
 # Some chat templates print today's date into the prompt; a fixed one keeps a run repeatable.
 PROMPT_DATE = "26 Jul 2024"
+TEMPLATE_S = 5.0  # a chat template is a program of the checkpoint's; an honest one takes milliseconds
 
 
 def build_prompt(template: str, tokenizer, turns: list[str], answers: list[str]) -> list[int]:
@@ -15,7 +20,8 @@ def build_prompt(template: str, tokenizer, turns: list[str], answers: list[str])
 
     turns: n >= 1 user turns. answers: the n - 1 earlier answers of the same arm, as text. template: vicuna, llama-2,
     plain, or tokenizer (the tokenizer's own chat template). A beginning-of-sequence token comes first exactly once where
-    the tokenizer or its template adds one. Raises UserError for an unknown template or a tokenizer without its own.
+    the tokenizer or its template adds one. Raises UserError for an unknown template, and for a tokenizer whose own is
+    missing or cannot be rendered.
     """
     if template == "tokenizer":
         return tokenizer.encode(apply_own_template(tokenizer, turns, answers), add_special_tokens=False)
@@ -42,7 +48,35 @@ def apply_own_template(tokenizer, turns: list[str], answers: list[str]) -> str:
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=PROMPT_DATE)
+    settings = {"tokenize": False, "add_generation_prompt": True, "date_string": PROMPT_DATE}
+    try:
+        with at_most(TEMPLATE_S):
+            return tokenizer.apply_chat_template(messages, **settings)
+    except Exception as error:  # it runs in jinja's sandbox, and whatever it does may fail
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"The tokenizer's own chat template cannot be rendered ({type(error).__name__}: {reason}): set "
+            "model_pair.chat_template to vicuna, llama-2 or plain."
+        ) from error
+
+
+@contextmanager
+def at_most(seconds: float):
+    """Raises TimeoutError in a block that takes longer. Without a limit outside the main thread, which alone has signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_):
+        raise TimeoutError(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def write_vicuna(past: list[tuple[str, str]], turn: str) -> str:

@@ -9,11 +9,13 @@ import http.client
 import json
 import os
 import urllib.request
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from itertools import chain, groupby, zip_longest
 from operator import attrgetter
 from pathlib import Path
 from random import Random
+from reprlib import repr as shorten
 
 from gammatune.config import CATEGORIES, PINNED, TasksConfig, task_of
 from gammatune.errors import UserError
@@ -24,6 +26,8 @@ SPECBENCH_SHA256 = "4b6d33e79484f9841c487ee87d1cf6aa8c6066f61d5d482ff09e5a007faf
 SPECBENCH_ENV = "SPECBENCH_PATH"
 DEMO_PATH = Path(__file__).with_name("demo.jsonl")
 TIMEOUT_S = 30
+LARGEST_FILE = 256 * 2**20  # bytes; Spec-Bench has 1.5 million
+INT64 = range(-(2**63), 2**63)  # what tables and logs hold
 HOW_TO_GET = f"get {SPECBENCH_URL} on a machine that can reach it and set tasks.path or {SPECBENCH_ENV} to the file"
 
 
@@ -115,6 +119,8 @@ def read_bytes(path: Path, setting: str) -> bytes:
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise OSError(0, "No regular file")  # a device such as /dev/zero never ends
+        if path.stat().st_size > LARGEST_FILE:
+            raise OSError(0, f"More than {LARGEST_FILE >> 20} MiB")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
@@ -141,7 +147,8 @@ def read_questions(content: bytes, path: Path) -> list[Question]:
             f"The question file {path} is empty: write one JSON object with question_id, category and turns per line."
         )
     questions, first_line = [], {}
-    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
+    content = content.removeprefix(BOM_UTF8).removesuffix(b"\n")
+    for number, line in enumerate(content.split(b"\n"), start=1):
         where = f"Line {number} of {path}"
         question = read_question(line, where)
         if question.question_id in first_line:
@@ -164,10 +171,10 @@ def read_question(line: bytes, where: str) -> Question:
     if missing := {"question_id", "category", "turns"} - set(record):
         raise UserError(f"{where} lacks {', '.join(sorted(missing))}: every question needs question_id, category and turns.")
     question_id, category, turns = record["question_id"], record["category"], record["turns"]
-    if type(question_id) is not int:
-        raise UserError(f"{where} has the question_id {question_id!r}: make it a whole number.")
+    if type(question_id) is not int or question_id not in INT64:
+        raise UserError(f"{where} has the question_id {shorten(question_id)}: make it a whole number of at most 64 bits.")
     if category not in CATEGORIES:
-        raise UserError(f"{where} has the unknown category {category!r}: choose one of {', '.join(CATEGORIES)}.")
+        raise UserError(f"{where} has the unknown category {shorten(category)}: choose one of {', '.join(CATEGORIES)}.")
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
         raise UserError(
             f"{where} has turns that are not a list of one or more strings: write them like "

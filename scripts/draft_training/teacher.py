@@ -5,7 +5,6 @@ kind; prompt, the tokens of its prompt; size, its tokens n in all; ids [n]; and,
 the target's most likely next tokens after each position and their probabilities over the whole vocabulary.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,11 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets, disab
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
+from gammatune.config import TasksConfig
+from gammatune.errors import UserError
+from gammatune.models.load import first_line
 from gammatune.tasks.prompts import answer_text, build_prompt
+from gammatune.tasks.questions import Question, load_questions
 
 from .prompts import make_prompts
 from .texts import Texts
@@ -150,9 +153,26 @@ def store_samples(samples: Dataset, path: Path) -> None:
 
 
 def load_samples(folder: Path, pattern: str) -> Dataset | None:
-    """All shards that the pattern names, as numpy; None where there are none."""
+    """All shards that the pattern names, as numpy; None where there are none. Raises UserError for one that is damaged."""
     paths = sorted(folder.glob(pattern))
-    return concatenate_datasets([load_from_disk(path) for path in paths]).with_format("numpy") if paths else None
+    return concatenate_datasets([load_shard(path) for path in paths]).with_format("numpy") if paths else None
+
+
+def load_shard(path: Path) -> Dataset:
+    try:
+        shard = load_from_disk(path)
+    except Exception as error:  # of arrow and datasets, each with its own
+        raise UserError(
+            f"{path} holds no samples ({first_line(error)}): rename it and run the step teacher again."
+        ) from error
+    if shard.features != Features(COLUMNS):
+        raise UserError(f"{path} holds something else than samples: rename it and run the step teacher again.")
+    return shard
+
+
+def read_questions(path: Path) -> list[Question]:
+    """A question file of any content. Raises UserError for one that is malformed."""
+    return load_questions(TasksConfig(name="specbench", source="specbench", path=str(path), checksum=None)).questions
 
 
 def read_articles(teacher: Teacher, folder: Path) -> list[str]:
@@ -174,8 +194,8 @@ class Overlaps:
     """Prompts that equal a turn of a question file, or share OVERLAP words in a row with one."""
 
     def __init__(self, questions: Path | None):
-        lines = questions.read_text().splitlines() if questions else []
-        self.turns = [split_words(turn) for line in lines for turn in json.loads(line)["turns"]]
+        asked = read_questions(questions) if questions else []
+        self.turns = [split_words(turn) for question in asked for turn in question.turns]
         self.whole = {tuple(turn) for turn in self.turns}
         self.runs = {run for turn in self.turns for run in word_runs(turn)}
 

@@ -12,6 +12,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from gammatune.errors import UserError
+
 PACKAGES = ("anarchism", "debian-handbook", "trans-de-en", "wordnet-base")
 DOCUMENTS = ("usr/share/doc/anarchism/markdown/*.md.gz", "usr/share/doc/debian-handbook/html/en-US/*.html")
 SENTENCES, NOUNS = "usr/share/trans/de-en", "usr/share/wordnet/data.noun"
@@ -32,11 +34,17 @@ class Texts:
 
 
 def fetch_packages(folder: Path) -> None:
-    """Download and unpack every package into `folder`."""
+    """Download and unpack every package into `folder`. Raises UserError where that fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
-    for archive in folder.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", archive, folder], check=True)
+    try:
+        subprocess.run(["apt-get", "download", *PACKAGES], cwd=folder, check=True)
+        for archive in folder.glob("*.deb"):
+            subprocess.run(["dpkg", "-x", archive, folder], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(
+            f"The packages {', '.join(PACKAGES)} could not be fetched ({error}): unpack them by hand into {folder}, or "
+            "bring a texts.json."
+        ) from error
 
 
 def read_texts(folder: Path, most: int = 1200) -> Texts:

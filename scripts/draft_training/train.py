@@ -13,6 +13,9 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from gammatune.errors import UserError
+from gammatune.models.load import first_line
+
 from .student import soft_loss, start_draft
 from .teacher import TOP
 
@@ -153,12 +156,20 @@ class Training:
         return [read_sample(self.samples[row], self.recipe) for row in rows]
 
     def resume(self) -> None:
+        """Continue where `save` left off. Raises UserError for a checkpoint that is damaged or of another recipe."""
         path = self.folder / "checkpoint.pt"
-        if path.exists():
-            saved = torch.load(path, map_location=self.device)
+        if not path.exists():
+            return
+        try:
+            saved = torch.load(path, map_location=self.device, weights_only=True)  # a pickle must not run anything
             self.draft.model.load_state_dict(saved["draft"])
             self.optimiser.load_state_dict(saved["optimiser"])
             self.state = State(**saved["state"])
+        except Exception as error:  # of pickle, zip and torch, each with its own
+            raise UserError(
+                f"{path} cannot be continued ({first_line(error)}): give the recipe that it was made with, or start another "
+                "with --run NAME."
+            ) from error
 
     def save(self) -> None:
         """What `resume` needs, and a line of log."""

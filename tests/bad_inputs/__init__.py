@@ -3,6 +3,11 @@
 Run in this process by tests/test_bad_inputs.py, and with random ones beside in processes of their own by scripts/torture.py.
 """
 
-from bad_inputs import command_lines
+from bad_inputs import checkpoints, command_lines, run_folders, tables
 
-ALL = {"command-line": command_lines.CASES}
+ALL = {
+    "command-line": command_lines.CASES,
+    "table": tables.CASES,
+    "run-folder": run_folders.CASES,
+    "checkpoint": checkpoints.CASES,
+}

@@ -56,12 +56,13 @@ def complaint(case: Case, outcome: Outcome, limit_s: float = 10.0) -> str:
         return f"took {outcome.seconds:.0f} s"
     if outcome.code not in codes:
         return f"exit code {outcome.code} instead of {codes}: {last}"
+    shown = outcome.out + ("" if outcome.code == 0 else told)  # a progress bar may move the cursor
+    if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown.replace("\r", "")):
+        return "control characters reach the terminal"
     if outcome.code == 0:
         return ""
     if not last.endswith("."):
         return f"no sentence at the end: {last!r}"
-    if re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told.replace("\r", "")):
-        return "control characters reach the terminal"
     if not re.search(case.says, last):
         return f"does not say {case.says!r}: {last}"
     return ""

@@ -99,7 +99,7 @@ def test_known_answers_that_are_not_there_are_refused(tmp_path):
 def test_a_line_that_is_no_known_answer_is_refused(tmp_path, line):
     path = tmp_path / "known.jsonl"
     path.write_text('{"question_id": 1, "turn": 0, "output_ids": [4]}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"holds more than known answers \(\w+ after 1 good lines\): give each line"):
+    with pytest.raises(UserError, match=r"holds more than known answers \(\w+ in line 2\): give each line"):
         read_known(path)
 
 

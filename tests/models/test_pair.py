@@ -1,6 +1,5 @@
 """Loading a pair from disk: what comes out, and one sentence for everything that cannot work."""
 
-import contextlib
 import json
 from dataclasses import replace
 from importlib.util import find_spec
@@ -58,6 +57,11 @@ def test_dtype_is_the_configs_for_a_cpu_unless_given(two):
     assert "dtype=int4" in refusal(two[2], dtype="int4")
 
 
+def test_what_training_leaves_in_a_config_does_no_harm(two):
+    edit(two[0], use_cache=False, output_hidden_states=True)
+    assert load_pair(two[2]).vocab_size == 259
+
+
 def test_several_end_tokens_are_kept(two):
     path = two[0] / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": [2, 7]}))
@@ -73,6 +77,8 @@ def test_identity_follows_the_weights_and_not_the_place(two, make_checkpoint, ma
     changed = load_pair(make_pair_config(moved, other)).identity
     assert changed["target"] == identity["target"]
     assert changed["draft"] != identity["draft"]
+    (moved / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert load_pair(make_pair_config(moved, draft)).identity["target"] != identity["target"]
 
 
 def test_padded_embeddings_are_cut_to_the_common_rows(two, make_checkpoint, make_pair_config):
@@ -107,8 +113,7 @@ def test_a_token_that_no_head_can_produce_does_not_matter(two, make_checkpoint, 
     ("break_it", "words"),
     [
         (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text("{"), "is not a model's settings"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "is not a model's settings"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
         (lambda folder: edit(folder, model_type="bert", architectures=["BertModel"]), "is a BertModel, which cannot decode"),
         (lambda folder: edit(folder, architectures=["LlamaForSequenceClassification"]), "which cannot decode"),
         (lambda folder: edit(folder, model_type=None, architectures=None), "is not a model's settings"),
@@ -188,14 +193,19 @@ def test_code_in_a_checkpoint_is_not_run(two, tmp_path, monkeypatch):
     target, ran = two[0], tmp_path / "RAN"
     settings = json.loads((target / "tokenizer_config.json").read_text())
     own = settings | {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    kind = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Own"}}
     (target / "tokenizer_config.json").write_text(json.dumps(own))
     (target / "own.py").write_text(f"open({str(ran)!r}, 'w')\n\nclass Own:\n    pass\n")
-    with contextlib.suppress(UserError):
-        load_pair(two[2])
+    words = f"wants to run its own code (own.Own in {target}), which gammatune never does"
+    assert f"The tokenizer of target {target} {words}" in refusal(two[2])
     (target / "tokenizer_config.json").write_text(json.dumps(settings))
     (target / "model.safetensors").unlink()
     torch.save({"lm_head.weight": Touch(ran)}, target / "pytorch_model.bin")
-    assert "do not fit their config.json" in refusal(two[2])
+    assert "pytorch_model.bin is a pickle that holds more than tensors, which could run code" in refusal(two[2])
+    edit(target, **kind)
+    assert f"The model of target {target} wants to run its own code (own.Config, own.Own in" in refusal(two[2])
+    edit(target, model_type="llama", auto_map=kind["auto_map"])  # where transformers has its own, that one is taken
+    assert "is a pickle" in refusal(two[2])
     assert not ran.exists()
 
 

@@ -3,8 +3,11 @@
 from dataclasses import is_dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from shipped import LENGTH_ONLY  # noqa: F401
 
+from gammatune.replay.integrity import SEAL_METADATA, seal
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
 from gammatune.traces import MISMATCH, SignalColumns, StartTrace, TextTrace
 
@@ -107,3 +110,21 @@ def contents(table: AcceptanceTable) -> list[dict]:
         return value.tolist() if isinstance(value, np.ndarray) else value
 
     return [plain(turn) for turn in table.turns]
+
+
+def store_columns(content: pa.Table, path) -> None:
+    """Any columns as a file whose checksum fits."""
+    with pq.ParquetWriter(path, content.schema) as writer:
+        writer.write_table(content)
+        writer.add_key_value_metadata(SEAL_METADATA)
+    seal(path)
+
+
+def put(content: pa.Table, name: str, values: list) -> pa.Table:
+    """Other values in one column."""
+    place = content.schema.get_field_index(name)
+    return content.set_column(place, content.schema.field(name), pa.array(values, content.schema.field(name).type))
+
+
+def put_in_every_list(content: pa.Table, name: str, value) -> pa.Table:
+    return put(content, name, [[value] * len(row) for row in content[name].to_pylist()])

@@ -1,14 +1,17 @@
 """What a policy may not do fails loudly, in the same words live and in replay; what it may do is the same in both."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
 from replay.recording import facts_of, record, run_live
 from scripted import Scripted, ScriptedWatching
 from table_model import draw_prompt, table_engine
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
-from gammatune.policies.session import PolicyError, PolicySession
+from gammatune.policies.session import PolicyError, PolicySession, show
 from gammatune.replay.simulate import prepare, replay
 
 ENGINE = table_engine()
@@ -42,14 +45,37 @@ def planning(value) -> Policy:
     return policy
 
 
-@pytest.mark.parametrize("value", [-3, 2.5, None, "3", np.float64(3.0), [3]])
+class Broken:
+    def __index__(self) -> int:
+        raise ZeroDivisionError
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "value",
+    [-3, 2.5, None, "3", np.float64(3.0), [3], "x" * 999, torch.tensor(2.5), torch.tensor([1, 2]), Broken()],
+    ids=show,
+)
 def test_a_plan_that_is_no_gamma_is_refused(turns, value):
-    assert sentences(turns, planning(value)) == {
-        f"Policy Scripted: plan() returned {value!r}, but gamma must be a whole number of 0 or more."
-    }
+    (sentence,) = sentences(turns, planning(value))
+    assert sentence == f"Policy Scripted: plan() returned {show(value)}, but gamma must be a whole number of 0 or more."
+    assert len(sentence) < 200
 
 
-@pytest.mark.parametrize(("value", "gamma"), [(np.int64(3), 3), (np.int8(0), 0), (True, 1), (False, 0)])
+@pytest.mark.parametrize("value", [2**31, 10**5000], ids=show)
+def test_a_plan_beyond_all_tables_is_refused_and_one_beyond_the_budget_is_none(turns, value):
+    (sentence,) = sentences(turns, planning(value))
+    assert sentence.endswith("but gamma must be a whole number of 0 or more, up to 2147483647.")
+    assert facts_of(run_live(ENGINE, PROMPTS, planning(2**31 - 1), BUDGET)) == facts_of(
+        replay(turns, planning(2**31 - 1), keep_rounds=True).logs
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "gamma"), [(np.int64(3), 3), (np.int8(0), 0), (True, 1), (False, 0), (torch.tensor(3), 3)], ids=str
+)
 def test_a_whole_number_of_another_type_is_a_gamma(turns, value, gamma):
     live, replayed = (
         run_live(ENGINE, PROMPTS, planning(value), BUDGET),
@@ -59,17 +85,26 @@ def test_a_whole_number_of_another_type_is_a_gamma(turns, value, gamma):
     assert {type(r.planned) for r in [*live[0], *replayed[0]]} == {int}
 
 
-@pytest.mark.parametrize("method", ["reset", "plan", "state", "keep_drafting", "observe"])
-def test_an_exception_in_a_policy_names_policy_and_call(turns, method):
+class Wordless(BaseException):
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [*((m, ZeroDivisionError) for m in ("reset", "plan", "state", "keep_drafting", "observe"))]
+    + [("plan", SystemExit), ("observe", GeneratorExit), ("plan", RecursionError), ("plan", Wordless)],
+)
+def test_an_exception_in_a_policy_names_policy_and_call(turns, method, error):
     policy = ScriptedWatching()
 
     def fail(*arguments):
-        raise ZeroDivisionError("division by zero")
+        raise error("of\nthe policy.")
 
     setattr(policy, method, fail)
     # a replay that keeps no rounds asks for no state
     assert sentences(turns, policy, kinds=2 if method == "state" else 3) == {
-        f"Policy ScriptedWatching: {method}() raised ZeroDivisionError: division by zero."
+        f"Policy ScriptedWatching: {method}() raised {error.__name__}{'' if error is Wordless else ': of the policy'}."
     }
 
 
@@ -86,17 +121,76 @@ def test_a_sentence_that_the_policy_wrote_itself_stays_as_it_is(turns):
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"mean": np.int64(3)}, "for mean, but it must be a plain number: convert it with int() or float()."),
-        ({"mean": None}, "for mean, but it must be a plain number: convert it with int() or float()."),
-        ({"mean": [1.0]}, "for mean, but it must be a plain number: convert it with int() or float()."),
-        (None, "state() returned None, but it must be a dict of numbers."),
+        ({"mean": None}, "None for 'mean', but it must be a finite number under a name that is text."),
+        ({"mean": [1.0]}, "[1.0] for 'mean', but it must be a finite number under a name that is text."),
+        ({"mean": float("nan")}, "nan for 'mean', but it must be a finite number under a name that is text."),
+        ({"mean": float("-inf")}, "-inf for 'mean', but it must be a finite number under a name that is text."),
+        ({"mean": 10**5000}, "<int> for 'mean', but it must be a finite number under a name that is text."),
+        ({3: 1.0}, "1.0 for 3, but it must be a finite number under a name that is text."),
+        (None, "None, but it must be a dict of numbers."),
     ],
 )
 def test_a_state_that_no_log_can_hold_is_refused(turns, state, words):
     policy = Scripted()
     policy.state = lambda: state
     (sentence,) = sentences(turns, policy, kinds=2)
-    assert sentence.startswith("Policy Scripted: state() returned ") and sentence.endswith(words)
+    assert sentence == f"Policy Scripted: state() returned {words}"
+
+
+def test_numbers_of_numpy_and_torch_are_logged_as_plain_ones(turns):
+    class Foreign(Scripted):
+        def state(self) -> dict:
+            return {"step": np.int64(self.step), "half": np.float32(0.5), "one": torch.tensor(1), "odd": np.bool_(True)}
+
+    for logs in (run_live(ENGINE, PROMPTS, Foreign(), BUDGET), replay(turns, Foreign(), keep_rounds=True).logs):
+        assert [type(value) for value in logs[0][0].state.values()] == [int, float, int, bool]
+        assert json.loads(json.dumps(logs[0][1].state)) == logs[0][1].state
+
+
+@pytest.mark.parametrize("value", [None, 1, 0.0, "no", np.array([True, False]), 10**5000], ids=show)
+def test_an_answer_that_is_neither_true_nor_false_is_refused(turns, value):
+    policy = ScriptedWatching()
+    policy.keep_drafting = lambda signals: value
+    (sentence,) = sentences(turns, policy)
+    assert sentence == f"Policy ScriptedWatching: keep_drafting() returned {show(value)}, but it must be True or False."
+
+
+@pytest.mark.parametrize("kind", [np.bool_, torch.tensor], ids=["numpy", "torch"])
+def test_true_and_false_may_be_numpys_or_torchs(turns, kind):
+    def stopping(true, false):
+        policy = ScriptedWatching(plans=[6])
+        policy.keep_drafting = lambda signals: true if signals.top1 > 0.2 else false
+        return facts_of(run_live(ENGINE, PROMPTS, policy, BUDGET)), replay(turns, policy).drafted.tolist()
+
+    assert stopping(kind(True), kind(False)) == stopping(True, False)
+
+
+@pytest.mark.parametrize("name", ["carry", "watches_draft", "stop_token", "drafts", "observe"])
+def test_a_setting_that_raises_is_named(turns, name):
+    class Torn(ScriptedWatching):
+        pass
+
+    policy = Torn(keeps=[False, True])
+    setattr(Torn, name, property(lambda self: 1 / 0, lambda self, value: None))
+    with pytest.raises(PolicyError, match=f"^Policy Torn: {name} raised ZeroDivisionError: division by zero.$"):
+        run_live(ENGINE, PROMPTS, policy, BUDGET)
+    if name != "drafts":  # which no replay asks for
+        with pytest.raises(PolicyError, match="^Policy Torn: .* raised ZeroDivisionError: division by zero.$"):
+            replay(turns, policy)
+
+
+def test_a_policy_that_changes_its_round_changes_only_its_own(turns):
+    class Changing(Copying):
+        def observe(self, finished) -> None:
+            super().observe(finished)
+            finished.accepted, finished.drafted, finished.stop, finished.context = 99, -1, "never", None
+
+    live, replayed = (
+        run_live(ENGINE, PROMPTS, Changing(), BUDGET),
+        replay(turns, Changing(), keep_rounds=True).logs,
+    )
+    assert facts_of(live) == facts_of(replayed) == facts_of(run_live(ENGINE, PROMPTS, Copying(), BUDGET))
+    assert replay(turns, Changing()).drafted.tolist() == [r.drafted for rounds in live for r in rounds]
 
 
 class KeepingRounds(Scripted):

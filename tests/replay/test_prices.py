@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from replay.made_tables import make_turn
 
 from gammatune.errors import UserError
+from gammatune.files import write_json
 from gammatune.replay.prices import (
     FREE,
     PARTS,
@@ -106,6 +107,10 @@ def test_blocks_beyond_the_last_measured_one_go_on_along_a_line():
     assert price(replay, [2], curve, watched=False) == pytest.approx([expected])
 
 
+def test_prices_that_fall_do_not_fall_below_nothing():
+    assert replace(CURVE, verify=[Price(10.0), Price(6.0), Price(2.0)]).verify_price(9) == Price(0.0)
+
+
 def test_only_the_last_eight_blocks_show_the_way_on():
     curve = replace(CURVE, verify=[Price(100.0), *(Price(10.0 + k) for k in range(8))])
     assert curve.verify_price(12).base == pytest.approx(20.0)
@@ -147,8 +152,22 @@ def test_the_ratio_is_infinite_where_drafting_takes_no_forwards():
 
 def test_a_file_gives_back_the_curve(tmp_path):
     path = tmp_path / "prices.json"
-    path.write_text(json.dumps(prices_to_json(replace(CURVE, facts={"pair": "mine"}))))
+    write_json(path, prices_to_json(replace(CURVE, facts={"pair": "mine"})))
     assert read_prices(path) == replace(CURVE, facts={"pair": "mine"})
+
+
+def test_a_changed_file_is_refused_and_one_of_the_first_schema_has_no_checksum(tmp_path):
+    path = tmp_path / "prices.json"
+    write_json(path, prices_to_json(CURVE))
+    changed = path.read_text().replace("11.0", "12.0", 1)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(
+        UserError, match=r"prices\.json is damaged or was changed .its checksum does not fit.*gammatune prices"
+    ):
+        read_prices(path)
+    path.write_text(json.dumps(prices_to_json(CURVE) | {"schema": 1}))
+    assert read_prices(path) == CURVE
 
 
 def change_price(content, **values):
@@ -164,6 +183,15 @@ DAMAGES = {
     "an unknown field": lambda content: change_price(content, colour=3.0),
     "no drafting": lambda content: content["prices"].update(watched=None),
     "a list for the blocks' prices": lambda content: content["prices"].update(verify=[1.0, 2.0]),
+    "a negative price": lambda content: change_price(content, base=-0.1),
+    "a price that falls with the context": lambda content: change_price(content, slope=-1e-9),
+    "quartiles the wrong way round": lambda content: change_price(content, low=2.0, high=1.0),
+    "a price of a year": lambda content: change_price(content, base=3e10),
+    "true for a number": lambda content: change_price(content, base=True),
+    "a negative number of samples": lambda content: change_price(content, samples=-1),
+    "half a sample": lambda content: change_price(content, samples=0.5),
+    "a target that costs nothing": lambda content: content["prices"]["verify"][0].update(base=0.0, slope=0.0),
+    "provenance that is text": lambda content: content.update(provenance="here"),
     **{f"no {part}": lambda content, part=part: content["prices"].pop(part) for part in PARTS},
 }
 
@@ -174,7 +202,7 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
     content = json.loads(json.dumps(content))
     DAMAGES[damage](content)
     path = tmp_path / "prices.json"
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content | {"schema": 1} if "schema" in content else content))
     with pytest.raises(UserError, match=r"prices\.json .*damaged.*gammatune prices"):
         read_prices(path)
 
@@ -191,6 +219,6 @@ def test_a_missing_and_a_newer_file_are_refused(tmp_path):
     with pytest.raises(UserError, match="No such file.*gammatune prices"):
         read_prices(tmp_path / "none.json")
     path = tmp_path / "new.json"
-    path.write_text(json.dumps(prices_to_json(CURVE) | {"schema": 2}))
+    path.write_text(json.dumps(prices_to_json(CURVE) | {"schema": 3}))
     with pytest.raises(UserError, match="newer gammatune"):
         read_prices(path)

@@ -1,6 +1,9 @@
 """The acceptance table on disk: what goes in comes out, and what is no table is refused in one sentence."""
 
+import hashlib
 import json
+import os
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from replay.made_tables import contents, draw_starts_table, draw_table, make_starts, make_turn
+from replay.made_tables import (
+    contents,
+    draw_starts_table,
+    draw_table,
+    make_starts,
+    make_turn,
+    put,
+    put_in_every_list,
+    store_columns,
+)
 
+from gammatune import files
 from gammatune.errors import UserError
+from gammatune.replay.integrity import check_seal
 from gammatune.replay.simulate import prepare
-from gammatune.replay.table import AcceptanceTable, join_tables, read_table, write_table
+from gammatune.replay.table import AcceptanceTable, TableError, join_tables, read_table, write_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "acceptance-table.md"
@@ -32,14 +46,9 @@ def write_and_read(table, folder):
 
 
 def change_file(path, change, draw=draw_table):
-    """Rewrite a good file as change(arrow table)."""
+    """Rewrite a good file as change(arrow table), its checksum as it should be."""
     write_table(draw(1), path)
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-def put(content: pa.Table, name: str, values: list) -> pa.Table:
-    place = content.schema.get_field_index(name)
-    return content.set_column(place, content.schema.field(name), pa.array(values, content.schema.field(name).type))
+    store_columns(change(pq.read_table(path)), path)
 
 
 @settings(max_examples=30, deadline=None)
@@ -112,10 +121,11 @@ def test_joined_parts_are_one_table_in_the_given_order():
     assert joined.facts == {"pair": "both"}
 
 
-def test_a_failing_write_leaves_the_old_file(path):
+def test_a_failing_write_leaves_the_old_file(path, monkeypatch):
     old = draw_table(1)
     write_table(old, path)
-    path.with_name(".acceptance.parquet.part").symlink_to("/dev/full")
+    path.with_name(f".acceptance.parquet.{os.getpid()}.part").symlink_to("/dev/full")
+    monkeypatch.setattr(files, "sweep_partials", lambda *folder: None)  # which would remove it
     with pytest.raises(OSError):
         write_table(draw_table(2), path)
     assert contents(read_table(path)) == contents(old)
@@ -126,25 +136,81 @@ def test_a_missing_table_says_how_to_make_one(path):
         read_table(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all", b"\x00" * 100])
-def test_what_is_no_parquet_file_is_refused(path, content):
+@pytest.mark.parametrize("content", [b"", b"no parquet at all", b"\x00" * 100])
+def test_what_is_no_parquet_file_is_refused_and_nobody_is_told_to_delete_it(path, content):
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is no acceptance table or is damaged .*: delete it and make it again"):
+    with pytest.raises(
+        UserError, match="is no acceptance table: give one made by `gammatune record`, or the folder of a run"
+    ):
         read_table(path)
+
+
+def test_a_folder_and_a_device_are_no_tables(tmp_path):
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="is no regular file, so no acceptance table: give one"):
+            read_table(path)
 
 
 def test_a_file_cut_anywhere_is_refused(path):
     write_table(draw_table(1), path)
     whole = path.read_bytes()
-    for length in range(0, len(whole), 997):
+    for length in range(4, len(whole), 997):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
             read_table(path)
 
 
+@pytest.mark.parametrize("draw", [draw_table, draw_starts_table])
+def test_no_flipped_bit_is_read_as_other_data(path, draw):
+    write_table(draw(1), path)
+    whole, rng = path.read_bytes(), random.Random(5)
+    for _ in range(250):
+        flipped, place = bytearray(whole), rng.randrange(len(whole))
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        with pytest.raises(UserError, match=r"(damaged|is no acceptance table).*\.$"):
+            read_table(path)
+
+
+def test_no_flipped_bit_of_a_table_without_checksum_ends_in_another_error(path):
+    """Files of schema 1: what is found out is one sentence, what is not is read as other data."""
+    write_table(draw_table(1), path)
+    content = pq.read_table(path)
+    pq.write_table(content.replace_schema_metadata({"gammatune": '{"schema": 1, "gamma_max": 60}'}), path)
+    whole, rng, refused = path.read_bytes(), random.Random(6), 0
+    for _ in range(250):
+        flipped, place = bytearray(whole), rng.randrange(len(whole))
+        flipped[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            prepare(read_table(path))
+        except UserError:
+            refused += 1
+    assert refused > 50
+
+
+def test_a_table_of_the_second_schema_without_its_checksum_is_refused(path):
+    write_table(draw_table(1), path)
+    pq.write_table(pq.read_table(path), path)
+    with pytest.raises(TableError, match="it has no checksum"):
+        read_table(path)
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(path):
+    write_table(draw_table(1), path)
+    content = path.read_bytes()
+    (digits,) = re.findall(rb"gammatune-sha256:([0-9a-f]{64})", content)
+    assert hashlib.sha256(content.replace(digits, b"0" * 64)).hexdigest() == digits.decode()
+
+
+def test_names_with_control_characters_come_out_harmless(path):
+    change_file(path, lambda content: put(content, "task", ["qa\x1b]0;pwned\x07\n"] * len(content)))
+    assert {turn.task for turn in read_table(path).turns} == {r"qa\x1b]0;pwned\x07\n"}
+
+
 def test_another_parquet_file_is_refused(path):
     pq.write_table(pa.table({"question_id": [1], "answer": ["yes"]}), path)
-    with pytest.raises(UserError, match="is no acceptance table"):
+    with pytest.raises(UserError, match="but no acceptance table: give one made by"):
         read_table(path)
 
 
@@ -152,7 +218,8 @@ def test_another_parquet_file_is_refused(path):
 def test_a_table_of_the_first_schema_is_read(path, draw):
     """It had one layout and named none."""
     facts = b'{"schema": 1, "pair": "made", "gamma_max": 60}'
-    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": facts}), draw)
+    write_table(draw(1), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"gammatune": facts}), path)
     if draw is draw_table:
         table = read_table(path)
         assert contents(table) == contents(draw_table(1))
@@ -162,11 +229,11 @@ def test_a_table_of_the_first_schema_is_read(path, draw):
             read_table(path)
 
 
-def test_the_shipped_tables_are_of_the_first_schema_and_are_read():
+def test_the_shipped_tables_carry_their_checksum_and_are_read():
     paths = sorted(ROOT.glob("results/reference/*/acceptance.parquet"))
     assert paths
     for path in paths:
-        assert json.loads(pq.read_schema(path).metadata[b"gammatune"])["schema"] == 1
+        assert check_seal(path.read_bytes()) is True
         table = read_table(path)
         assert table.watched and table.complete and table.gamma_max == 24 and table.tokens > 500
         assert prepare(table)[0].tokens == table.turns[0].tokens
@@ -196,18 +263,42 @@ DAMAGES = {
         for name in ("question_id", "finish", "match", "tail_steps", "top1_x10000", "tail_entropy_x10000")
     },
     "a match too few": lambda c: put(c, "match", [row[:-1] for row in c["match"].to_pylist()]),
-    "a match that is none": lambda c: put(c, "match", [[7] * len(row) for row in c["match"].to_pylist()]),
+    "a match that is none": lambda c: put_in_every_list(c, "match", 7),
     "a signal too many": lambda c: put(c, "margin_x10000", [[*row, 1] for row in c["margin_x10000"].to_pylist()]),
     "a continuation too many": lambda c: put(c, "tail_steps", [[*row, 1] for row in c["tail_steps"].to_pylist()]),
     "continuations too long": lambda c: put(c, "tail_top1_x10000", [[*r, 1] for r in c["tail_top1_x10000"].to_pylist()]),
     "an id too many": lambda c: put(c, "output_ids", [[*row, 1] for row in c["output_ids"].to_pylist()]),
     "more tokens than allowed": lambda c: put(c, "budget", [1] * len(c)),
+    # negative steps whose sum is right sent the replay backwards, for ever
+    "steps below zero": lambda c: put(
+        c,
+        "tail_steps",
+        [[row[0] + row[1] + 9, -9, *row[2:]] if len(row) > 1 else row for row in c["tail_steps"].to_pylist()],
+    ),
+    "steps beyond gamma_max": lambda c: c.replace_schema_metadata(
+        {"gammatune": '{"schema": 2, "layout": "text", "gamma_max": 1}'}
+    ),
+    "a probability above one": lambda c: put_in_every_list(c, "top1_x10000", 10_001),
+    "a probability below zero": lambda c: put_in_every_list(c, "tail_top1_x10000", -1),
+    "an entropy below zero": lambda c: put_in_every_list(c, "entropy_x10000", -1),
+    "a margin above one": lambda c: put_in_every_list(c, "margin_x10000", 20_000),
+    "a negative id": lambda c: put_in_every_list(c, "output_ids", -5),
+    "a negative prompt": lambda c: put(c, "prompt_tokens", [-1] * len(c)),
+    "a budget of none": lambda c: put(c, "budget", [0] * len(c)),
+    "a turn before the first": lambda c: put(c, "turn", [-1] * len(c)),
+    "another finish": lambda c: put(c, "finish", ["maybe"] * len(c)),
+    "an answer twice": lambda c: pa.concat_tables([c, c]),
+    "a gamma_max that is text": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "gamma_max": "many"}'}),
+    "negative forwards": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "forwards_per_token": -1}'}),
+    "deep metadata": lambda c: c.replace_schema_metadata({"gammatune": "[" * 100_000}),
+    "a missing value in a list": lambda c: put(c, "match", [[None, *row[1:]] for row in c["match"].to_pylist()]),
 }
 
 
 OTHER_DAMAGES = {
-    "more right than proposed": lambda c: put(c, "right", [[500] * len(row) for row in c["right"].to_pylist()]),
-    "fewer than none": lambda c: put(c, "right", [[-1] * len(row) for row in c["right"].to_pylist()]),
+    "more right than proposed": lambda c: put_in_every_list(c, "right", 500),
+    "more right than the answer has": lambda c: put_in_every_list(put_in_every_list(c, "right", 90), "proposed", 90),
+    "fewer than none": lambda c: put_in_every_list(c, "right", -1),
     "an end too many": lambda c: put(c, "ended", [[*row, True] for row in c["ended"].to_pylist()]),
     "a signal too few": lambda c: put(c, "top1_x10000", [row[:-1] for row in c["top1_x10000"].to_pylist()]),
     "nothing proposed": lambda c: put(c, "proposed", [None, *c["proposed"].to_pylist()[1:]]),
@@ -219,7 +310,7 @@ OTHER_DAMAGES = {
 @pytest.mark.parametrize("damage", OTHER_DAMAGES)
 def test_so_are_those_of_a_table_by_starts(path, damage):
     change_file(path, OTHER_DAMAGES[damage], draw_starts_table)
-    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: delete it and make it again"):
+    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: make it again with the command that made it"):
         read_table(path)
 
 
@@ -234,7 +325,7 @@ def test_a_drafter_without_signals_fills_no_signal_columns(path):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_lists_that_contradict_each_other_are_refused(path, damage):
     change_file(path, DAMAGES[damage])
-    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: delete it and make it again"):
+    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: make it again with the command that made it"):
         read_table(path)
 
 

@@ -39,7 +39,6 @@ def store_run(folder: Path, recipe: Recipe | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     arms = [describe_arm(label) for label in recipe.arms]
     facts = {
-        "schema": 1,
         "run": folder.name,
         "name": folder.name,
         "pair": "smollm2-draft-135m",
@@ -50,7 +49,7 @@ def store_run(folder: Path, recipe: Recipe | None = None) -> Path:
         "seed": recipe.seed,
         "arms": arms,
     }
-    (folder / "run.json").write_text(json.dumps(facts | recipe.facts))
+    write_json(folder / "run.json", facts | recipe.facts)
     turns = {arm["label"]: make_turns(arm, recipe) for arm in arms}
     pieces = {token: piece(token) for logs in turns.values() for log in logs for token in log.output_ids}
     write_json(folder / "pieces.json", {"pieces": pieces})
@@ -68,20 +67,18 @@ def describe_arm(label: str) -> dict:
 def store_cell(cell: Path, turns: list[TurnLog], provenance: dict | None = None, **done) -> None:
     """A finished cell; keywords replace fields of done.json."""
     cell.mkdir(exist_ok=True)
-    (cell / "config.json").write_text("{}")
+    write_json(cell / "config.json", {})
     stamp = {
-        "schema": 1,
         "device": "Test CPU",
         "gammatune": "0.1.0",
         "packages": {"torch": "2.13.0"},
         "git": "0123456789abcdef+changes",
         "time": "2025-01-01T00:00:00Z",
     }
-    (cell / "provenance.json").write_text(json.dumps(stamp | (provenance or {})))
+    write_json(cell / "provenance.json", stamp | (provenance or {}))
     lines = "".join(turn.to_json() + "\n" for turn in turns)
     (cell / "turns.jsonl").write_text(lines)
     record = {
-        "schema": 1,
         "status": "ok",
         "exact": True,
         "near_ties": 0,
@@ -93,13 +90,17 @@ def store_cell(cell: Path, turns: list[TurnLog], provenance: dict | None = None,
         "peak_host_mib": 1.0,
         "peak_device_mib": None,
     }
-    (cell / "done.json").write_text(json.dumps(record | done))
+    write_json(cell / "done.json", record | done)
 
 
 def change_done(run: Path, label: str, **fields) -> None:
     """Replace fields of one arm's done.json."""
-    file = run / f"cell-{label}" / "done.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    change_json(run / f"cell-{label}" / "done.json", **fields)
+
+
+def change_json(file: Path, **fields) -> None:
+    """Replace fields of a file of a run; its checksum is as it should be."""
+    write_json(file, {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"} | fields)
 
 
 def piece(token: int) -> str:
@@ -127,13 +128,14 @@ def make_turn(policy: Policy, task: str, key: tuple[int, int, int], recipe: Reci
     hits = [text.random() < odds for _ in ids]
     clock = random.Random(f"{recipe.seed} {question} {turn} {type(policy).__name__} {repetition}")
     policy.reset()
-    rounds = make_rounds(policy, hits, clock, recipe.slow[repetition])
+    prompt = 40 + question % 17
+    rounds = make_rounds(policy, hits, clock, recipe.slow[repetition], prompt)
     prefill = recipe.slow[repetition] * clock.gauss(20, 1)
     wall = prefill + 1.03 * sum(r.draft_ms + r.verify_ms + r.policy_ms for r in rounds)
-    return TurnLog(question, task, task, turn, 40 + question % 17, ids, "eos", prefill, wall, rounds, repetition)
+    return TurnLog(question, task, task, turn, prompt, ids, "eos", prefill, wall, rounds, repetition)
 
 
-def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: float) -> list[Round]:
+def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: float, prompt: int) -> list[Round]:
     """Play a policy against known draft hits until all tokens are emitted."""
     rounds, done = [], 0
     while done < len(hits):
@@ -148,7 +150,15 @@ def make_rounds(policy: Policy, hits: list[bool], clock: random.Random, slow: fl
             "policy_ms": 0.01 * bool(planned),
         }
         finished = Round(
-            planned, drafted, accepted, min(accepted + 1, len(left)), drafted, stop, 40 + done, **times, state=policy.state()
+            planned,
+            drafted,
+            accepted,
+            min(accepted + 1, len(left)),
+            drafted,
+            stop,
+            prompt + done,
+            **times,
+            state=policy.state(),
         )
         policy.observe(finished)
         rounds.append(finished)

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from gammatune.files import write_json
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import Drafting, Price, PriceList, prices_to_json
 from gammatune.replay.simulate import prepare, replay
@@ -83,7 +84,7 @@ def store_study(folder: Path, table: AcceptanceTable | None = None) -> Path:
     """Write the table and its prices; returns the folder."""
     folder.mkdir(parents=True)
     write_table(table or draw_study_table(), folder / TABLE_FILE)
-    (folder / PRICES_FILE).write_text(json.dumps(prices_to_json(make_curve())))
+    write_json(folder / PRICES_FILE, prices_to_json(make_curve()))
     return folder
 
 

@@ -1,9 +1,12 @@
 """Which token came from whom."""
 
+import re
+
 import pytest
 from stored import Recipe, store_run
 
 from gammatune.errors import UserError
+from gammatune.files import write_json
 from gammatune.records import Round, TurnLog
 from gammatune.report import show
 from gammatune.runs.store import read_run
@@ -66,6 +69,18 @@ def test_colours_wrap_tokens_and_leave_the_text_alone(run):
     for code in [*show.ANSI.values()]:
         painted = painted.replace(f"\033[{code}m", "")
     assert painted == plain
+
+
+def test_control_characters_of_an_answer_are_shown_and_do_not_steer_the_terminal(tmp_path):
+    """tiny-random's own answers hold some."""
+    folder = store_run(tmp_path / "run", Recipe(arms=("ar", "fixed-2"), tasks=("qa",), questions=1, repetitions=1))
+    texts = dict.fromkeys(read_run(folder).pieces, "\x1b]0;pwned\x07\x1c\x9b2J\u202e\ta\n")
+    write_json(folder / "pieces.json", {"pieces": texts})
+    run = read_run(folder)
+    turn = run.arm("fixed-2").turns[0]
+    plain, painted = show.answer_text(run, turn, False), show.answer_text(run, turn, True)
+    assert plain == (r"\x1b]0;pwned\x07\x1c\x9b2J\u202e" + "\ta\n") * len(turn.output_ids)
+    assert set(re.findall(r"\x1b\[[\d;]*m", painted)) >= {"\x1b[32m"} and "\x1b" not in re.sub(r"\x1b\[[\d;]*m", "", painted)
 
 
 def test_html_is_escaped_and_marked(run):

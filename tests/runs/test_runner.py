@@ -14,8 +14,10 @@ from gammatune.compose import plan_arms
 from gammatune.drafters.lookup import Lookup
 from gammatune.files import read_json
 from gammatune.policies import Policy
+from gammatune.policies.session import PolicySession
+from gammatune.runs.runner import Progress
 from gammatune.runs.session import DEPTH
-from gammatune.runs.store import read_run
+from gammatune.runs.store import Kept, read_run
 from gammatune.studies.replay_check import check_replay
 
 
@@ -76,7 +78,7 @@ def test_an_error_stays_in_its_arm_and_is_tried_again(make_runner, undisturbed, 
     assert {label for label, status in statuses(runner).items() if status == "error"} == failed
     assert len(logged(runner)[victim]) == 1
     done = runner.folder.cells[[cell.arm.label for cell in runner.folder.cells].index(victim)].read_done()
-    assert done["error"] == "question 2: RuntimeError: the device is gone"
+    assert done["error"] == "Question 2: RuntimeError: the device is gone"
     if victim != "ar":
         assert [arm.label for arm in read_run(runner.folder.path).arms] == ["ar", "gammatune_plus-3", "hf_heuristic-5"]
         assert read_run(runner.folder.path).left_out == [(victim, "error")]
@@ -124,6 +126,8 @@ class Failing(Policy):
         return {"rounds": self.rounds}
 
     def restore(self, state: dict) -> None:
+        if self.method == "restore":
+            raise OSError("the thermometer is gone")
         self.rounds, self.used = state["rounds"], True
 
 
@@ -148,6 +152,20 @@ def test_a_policy_that_fails_fails_its_own_arm(make_runner, undisturbed, tmp_pat
     assert 0 < len(others.pop("failing")) <= (4 if method == "reset" else 3)
     assert others == logged(undisturbed)
     assert check_replay(run).differing == 0
+
+
+def test_a_policy_that_cannot_go_on_fails_its_own_arm_and_harms_no_finished_one(make_runner, undisturbed, tmp_path):
+    first = make_runner(tmp_path, policies=[Failing(method="restore")])
+    first.run()
+    for _ in range(2):
+        make_runner(tmp_path, policies=[Failing(method="restore")]).run()  # nothing is missing, so nothing is restored
+    assert set(statuses(first).values()) == {"ok"}
+    runner = make_runner(tmp_path, "repetitions=2", policies=[Failing(method="restore")])
+    runner.run()
+    assert statuses(runner) == dict.fromkeys(logged(undisturbed), "ok") | {"failing": "error"}
+    assert (
+        runner.folder.cells[-1].read_done()["error"] == "Policy Failing: restore() raised OSError: the thermometer is gone."
+    )
 
 
 def test_a_failed_arm_that_has_come_right_is_finished(make_runner, monkeypatch, tmp_path):
@@ -220,7 +238,7 @@ def warm_and_count(runner) -> tuple[set, set]:
         if model is not None:
             model.__class__, model.fed = Counting, set()
     before = [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
-    runner.warm_up()
+    runner.warm_up([Progress(cell, PolicySession(cell.arm.policy), Kept()) for cell in runner.folder.cells])
     assert before == [logged(runner), [cell.arm.policy.state() for cell in runner.folder.cells]]
     draft = runner.session.engine.drafter.workplace.model
     return runner.session.engine.target.fed, set() if draft is None else draft.fed
@@ -241,12 +259,22 @@ def warm_and_count(runner) -> tuple[set, set]:
 )
 def test_the_warm_up_covers_every_block_length_that_can_occur(make_runner, tmp_path, policies, longest):
     """Also the shorter blocks that the budget cuts, and the draft's feed of two tokens after a full acceptance."""
-    runner = make_runner(tmp_path, arms=policies)
+    runner = make_runner(tmp_path, "decode.max_new_tokens=60", arms=policies)
     target, draft = warm_and_count(runner)
-    assert target >= {(n, n) for n in range(1, longest + 2)}
+    assert target >= {(n, n) for n in (*range(1, min(longest, DEPTH) + 2), longest + 1)}
     assert max(n for n, keep in target if keep > 1 or n == 1) == longest + 1
     if longest:
         assert draft >= {(1, 1), (2, 1)}
+
+
+@pytest.mark.parametrize(("answer", "longest"), [(12, 11), (60, 59), (400, 254)])
+def test_the_warm_up_tries_no_block_that_cannot_occur(make_runner, tmp_path, answer, longest):
+    """An answer of n tokens has room for n - 1 drafted ones, and a context of 512 for no more; 1000 would take a minute."""
+    words = (f"decode.max_new_tokens={answer}", "tasks.overlong=skip")
+    runner = make_runner(tmp_path, *words, arms=("policy=fixed", "policy.fixed.gamma=1000"))
+    target, _ = warm_and_count(runner)
+    lengths = {n - 1 for n, keep in target if keep > 1 or n == 1}
+    assert lengths == {*range(min(longest, DEPTH) + 1), longest}
 
 
 def test_the_warm_up_of_a_lookup_verifies_every_length(make_runner, tmp_path):

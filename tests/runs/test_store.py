@@ -5,11 +5,13 @@ import json
 from pathlib import Path
 
 import pytest
-from report.stored import Recipe, change_done, store_run
+from report.stored import Recipe, change_done, change_json, store_run
 
 from gammatune.errors import UserError
+from gammatune.files import write_json
 from gammatune.records import Round, TurnLog
-from gammatune.runs.store import find_runs, newest_run, read_run, results_folder
+from gammatune.runs.monitor import to_line
+from gammatune.runs.store import find_runs, is_plain_name, newest_run, read_log, read_run, results_folder
 from gammatune.studies.replay_check import check_replay
 
 ROOT = Path(__file__).parents[2]
@@ -84,8 +86,7 @@ def test_without_the_baseline_there_is_no_speedup(folder):
 
 @pytest.mark.parametrize("name", ["run.json", "cell-ar/done.json"])
 def test_newer_schema_is_refused(folder, name):
-    file = folder / name
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 3}))
+    change_json(folder / name, schema=3)
     assert "newer gammatune (schema 3" in refusal(folder)
 
 
@@ -118,10 +119,100 @@ def test_damaged_json_is_refused(folder, name, content):
 
 @pytest.mark.parametrize("key", ["arms", "pair", "tasks", "runtime"])
 def test_run_json_without_a_needed_key_is_refused(folder, key):
-    facts = json.loads((folder / "run.json").read_text())
-    del facts[key]
-    (folder / "run.json").write_text(json.dumps(facts))
-    assert "damaged" in refusal(folder)
+    change_json(folder / "run.json", **{key: None})
+    assert f"damaged ({key} is missing" in refusal(folder)
+
+
+BAD_ARMS = {
+    "an arm without cell, gamma": {"label": "ar", "policy": "ar"},
+    "an arm that is none": 7,
+    "the label of an arm is no plain name": {"label": "../../evil"},
+    "the cell of an arm is no plain name": {"cell": "/etc"},
+    "the policy of ar is none": {"settings": [1]},
+    "two arms have one label": {"label": "fixed-2"},
+}
+
+
+@pytest.mark.parametrize("fault", BAD_ARMS)
+def test_an_arm_that_no_run_wrote_is_refused(folder, fault):
+    arms = json.loads((folder / "run.json").read_text())["arms"]
+    whole = fault.startswith("an arm")
+    arms[0] = BAD_ARMS[fault] if whole else arms[0] | BAD_ARMS[fault]
+    change_json(folder / "run.json", arms=arms)
+    assert f"run.json is damaged ({fault}): give the folder of a run" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "a\\b", "a\0", "a\x1b[2J", "a\nb", "x" * 300, 5, "\ud800"]
+)
+def test_what_is_no_name_of_a_file_in_the_folder_is_no_plain_name(name):
+    assert is_plain_name("gammatune-3") and is_plain_name("é 3") and not is_plain_name(name)
+
+
+def test_names_and_texts_of_a_stranger_come_out_harmless(folder):
+    change_json(folder / "run.json", pair="mine\x1b[2J\n")
+    change_json(folder / "cell-ar" / "provenance.json", device="CPU\x07")
+    run = read_run(folder)
+    assert (run.facts["pair"], run.arm("ar").provenance["device"]) == (r"mine\x1b[2J\n", r"CPU\x07")
+
+
+def test_a_changed_digit_of_any_json_file_is_found_out(folder):
+    """pieces.json when it is first needed; config.json only by a run that goes on."""
+    for file in (*folder.glob("*.json"), *(folder / "cell-ar" / name for name in ("done.json", "provenance.json"))):
+        whole = file.read_text()
+        file.write_text(whole.replace(": 2", ": 1", 1))
+        with pytest.raises(UserError, match=f"{file.name} is damaged or was changed"):
+            read_run(folder).pieces  # noqa: B018
+        file.write_text(whole)
+
+
+def test_folders_of_the_first_schema_have_no_checksums_and_are_read(folder):
+    for file in (*folder.glob("*.json"), *folder.glob("cell-*/*.json")):
+        content = {key: value for key, value in json.loads(file.read_text()).items() if key != "checksum"}
+        file.write_text(json.dumps(content["pieces"] if "pieces" in content else content | {"schema": 1}))
+    run = read_run(folder)
+    assert len(run.arms) == 3 and run.pieces[1].startswith(" ")
+
+
+@pytest.mark.parametrize("pieces", [[], {"x": "a"}, {"1": 7}, {"-1": "a"}, {"9" * 99: "a"}])
+def test_pieces_that_are_none_are_refused(folder, pieces):
+    write_json(folder / "pieces.json", {"pieces": pieces})
+    with pytest.raises(UserError, match="pieces.json is damaged .*: delete that file and run the same command again"):
+        read_run(folder).pieces  # noqa: B018
+
+
+BAD_DONE = {"status": "fine", "exact": 1, "near_ties": -1}
+
+
+@pytest.mark.parametrize("key", BAD_DONE)
+def test_a_cell_that_ended_in_no_known_way_is_refused(folder, key):
+    change_done(folder, "ar", **{key: BAD_DONE[key]})
+    assert "done.json is damaged" in refusal(folder)
+
+
+@pytest.mark.parametrize("fields", [{"device": None}, {"time": "yesterday"}, {"sessions": "two"}, {"git": 5}])
+def test_an_origin_that_is_none_is_refused(folder, fields):
+    change_json(folder / "cell-ar" / "provenance.json", **fields)
+    assert f"delete the folder {folder / 'cell-ar'} and run the same command again" in refusal(folder)
+
+
+def test_machine_samples_that_cannot_be_are_left_out(folder):
+    good = to_line({"time": 1.0, "load": 0.5, "cpu_mhz": None})
+    bad = [
+        good[: len(good) // 2] + good,
+        good.replace("0.5", "7.5"),
+        '{"time": 1.0}\n',
+        "[1]\n",
+        "\0\xff\n",
+        "[" * 2000 + "\n",
+    ]
+    bad += [to_line({"time": 1.0, "load": load}) for load in (-1.0, float("nan"), float("inf"), "high", None, True)]
+    old = '{"time": 2.0, "load": 0.25, "cpu_mhz": 2600.0}\n'
+    (folder / "machine.jsonl").write_bytes("".join([*bad, good, old, good[:-9]]).encode("latin-1"))
+    assert read_run(folder).machine["load"].tolist() == [0.5, 0.25]
+    (folder / "machine.jsonl").unlink()
+    (folder / "machine.jsonl").mkdir()
+    assert read_run(folder).machine.empty
 
 
 def test_missing_turns_are_refused(folder):
@@ -178,7 +269,7 @@ def test_a_turn_log_comes_back_as_it_was():
 
 def test_a_turn_log_of_the_first_schema_is_read():
     """Its rounds name the draft's forwards otherwise, and know of no trees and no batches."""
-    turn = TurnLog(5, "qa", "qa", 0, 10, [4], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10, state={"mean": 2.5})])
+    turn = TurnLog(5, "qa", "qa", 0, 10, [4, 6], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10, state={"mean": 2.5})])
     old = json.loads(turn.to_json())
     old["schema"] = 1
     old["rounds"]["draft_forwards"] = old["rounds"].pop("forwards")
@@ -187,16 +278,82 @@ def test_a_turn_log_of_the_first_schema_is_read():
     assert (turn.rounds[0].nodes, turn.rounds[0].row) == (2, 0)
 
 
-@pytest.mark.parametrize("change", [{"schema": 3}, {"rounds": {}}, {"schema": None}, {"words": 7}])
+SOUND = TurnLog(
+    5,
+    "qa",
+    "qa",
+    0,
+    10,
+    [4, 6, 7],
+    "eos",
+    1.0,
+    2.0,
+    [Round(5, 3, 1, 2, 4, "policy", 10), Round(0, 0, 0, 1, 0, "length", 12)],
+)
+BAD_FIELDS = [{"schema": 3}, {"rounds": {}}, {"schema": None}, {"words": 7}, {"schema": "2"}, {"schema": []}]
+BAD_FIELDS += [
+    {"prompt_tokens": -1},
+    {"turn": True},
+    {"output_ids": [4, 6, -7]},
+    {"output_ids": [4, 6]},
+    {"output_ids": "467"},
+]
+BAD_FIELDS += [{"finish": "maybe"}, {"task": 3}, {"question_id": 2.5}, {"repetition": 2**40}]
+BAD_FIELDS += [
+    {"wall_ms": 0.0},
+    {"wall_ms": float("nan")},
+    {"prefill_ms": -1.0},
+    {"policy_after": [1]},
+    {"policy_after": {"x": "y"}},
+]
+BAD_ROUNDS = {
+    "accepted": [4, -1, True, 10**6],  # more than drafted made a report count for ever
+    "drafted": [6, 0, 2.5],
+    "planned": [2, "5", None],
+    "emitted": [3, 0, 10**6],
+    "forwards": [-1, 2**31],
+    "context": [9, -1],
+    "nodes": [2],
+    "row": [-1],
+    "stop": ["", "tired", None, ["eos"]],
+    "state": [None, [], {"x": "y"}],
+    "draft_ms": [-5.0, float("inf")],
+    "verify_ms": [-0.1, "2"],
+    "policy_ms": [float("nan"), True],
+}
+
+
+@pytest.mark.parametrize("column", BAD_ROUNDS)
+def test_a_round_that_no_loop_logged_is_refused(column):
+    for value in BAD_ROUNDS[column]:
+        line = json.loads(SOUND.to_json())
+        line["rounds"][column][0] = value
+        with pytest.raises(UserError, match=r"^the turn log is damaged \(.*\): write it again\.$"):
+            TurnLog.from_json(json.dumps(line))
+
+
+def test_a_bad_line_in_an_unfinished_log_says_how_to_go_on(folder):
+    file = folder / "cell-ar" / "turns.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:3], lines[3].replace(b":", b"", 1), *lines[4:]]))
+    with pytest.raises(
+        UserError, match=r"turns.jsonl line 4 is damaged .*: keep the 3 lines before it, and the same command goes on"
+    ):
+        list(read_log(file))
+    file.write_bytes(b"".join(lines[:3]))
+    assert len(list(read_log(file))) == 3
+
+
+@pytest.mark.parametrize("change", BAD_FIELDS)
 def test_a_line_that_cannot_be_read_is_named(change):
-    line = json.loads(TurnLog(5, "qa", "qa", 0, 10, [4], "eos", 1.0, 2.0, []).to_json()) | change
+    line = json.loads(SOUND.to_json()) | change
     with pytest.raises(UserError, match=r"^run/turns.jsonl line 4 (was written by a newer gammatune|is damaged)"):
         TurnLog.from_json(json.dumps(line), "run/turns.jsonl line 4")
 
 
-def test_the_shipped_run_is_of_the_first_schema_and_replays_from_its_table():
+def test_the_shipped_run_has_logs_of_the_first_schema_and_replays_from_its_table():
     (path,) = (ROOT / "results" / "reference").glob("*/run.json")
-    assert json.loads(path.read_text())["schema"] == 1
+    assert json.loads((path.parent / "ar-ed1676eb67" / "turns.jsonl").read_text().splitlines()[0])["schema"] == 1
     run = read_run(path.parent)
     check = check_replay(run)
     assert run.has_baseline and not run.left_out

@@ -10,7 +10,6 @@ from llamas import VOCAB, compare, llama, odd_llama, tokens_of
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
-from gammatune.machine import cache_dir
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
@@ -197,24 +196,6 @@ def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkey
     monkeypatch.delenv("CXX", raising=False)
     assert build_models(random_pair(vocab_size=VOCAB), "compiled").runtime == "eager"
     assert capsys.readouterr().err.count("no C++ compiler") == 2  # one warning, target and draft in it
-
-
-def test_a_compiler_that_fails_is_quoted(fresh_library, monkeypatch, tmp_path):
-    (tmp_path / "broken").write_text("#!/bin/sh\necho cannot do that >&2\nexit 1\n")
-    (tmp_path / "broken").chmod(0o755)
-    monkeypatch.setenv("CXX", str(tmp_path / "broken"))
-    monkeypatch.setenv("GAMMATUNE_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(NoLibraryError, match="broken cannot compile the C\\+\\+ step: cannot do that"):
-        fresh_library.load_library()
-
-
-def test_it_is_compiled_once_and_again_for_another_processor(monkeypatch):
-    compiler = native_library.find_compiler()
-    path = native_library.compile_once(compiler, cache_dir())
-    written = path.stat().st_mtime_ns
-    assert native_library.compile_once(compiler, cache_dir()) == path and path.stat().st_mtime_ns == written
-    monkeypatch.setattr(native_library, "processor_features", lambda: "another processor")
-    assert native_library.name_build(compiler) not in path.name
 
 
 @pytest.fixture

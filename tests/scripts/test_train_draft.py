@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 SIZES = (
     "--scale 0.02 --rounds 1 --answer-tokens 8 --sources 1 --intermediate 48 --rate 0.01 --tokens 40000 --step-tokens 1000"
 )
-QUESTIONS = [{"category": "qa", "turns": ["Why does ice float?"]}, {"category": "writing", "turns": ["A poem.", "Shorter."]}]
+QUESTIONS = [
+    {"question_id": 1, "category": "qa", "turns": ["Why does ice float?"]},
+    {"question_id": 2, "category": "writing", "turns": ["A poem.", "Shorter."]},
+]
 TEXTS = {
     "documents": [f"The {noun} stood by the river. Nobody knew who had built it." for noun in ("tower", "mill", "bridge")],
     "german": ["Der Hund ist alt.", "Das Haus steht am Fluss.", "Wir gehen heute nach Hause."],
@@ -130,6 +134,42 @@ def test_a_step_without_the_one_before_is_refused(step, target, tmp_path, capsys
     assert "Traceback" not in ended.err
 
 
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_what_a_step_finds_damaged_is_refused_and_no_code_in_it_runs(trained, words, tmp_path, capsys):
+    ran, work = tmp_path / "RAN", tmp_path / "work"
+    shutil.copytree(trained, work)
+    words = [*words, "--work", str(work)]
+
+    def refusal(*extra):
+        capsys.readouterr()
+        assert train_draft.main([*words, *extra]) == 2
+        return capsys.readouterr().err
+
+    (work / "other").mkdir()
+    torch.save({"draft": Touch(ran), "optimiser": {}, "state": {}}, work / "other" / "checkpoint.pt")
+    assert "checkpoint.pt cannot be continued" in refusal("--steps", "train", "--run", "other")
+    assert not ran.exists()
+    (work / "run" / "recipe.json").write_text("[]")
+    assert "recipe.json is damaged (no JSON object)" in refusal("--steps", "evaluate")
+    shard = next(work.glob("shards/train-001-qa/*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:99])
+    assert "train-001-qa holds no samples" in refusal("--steps", "ranking")
+    shutil.rmtree(work / "shards")
+    (work / "texts.json").write_text("{}")
+    assert "texts.json is damaged (it has no documents)" in refusal("--steps", "teacher")
+    assert "is no folder" in refusal("--steps", "ranking", "--target", str(tmp_path / "none"))
+    assert "The device tpu is not known" in refusal("--steps", "ranking", "--device", "tpu")
+
+
 def test_answers_and_labels_are_those_of_the_model_alone(target):
     """Batched and padded, each row gets what it would get by itself; a sampled token is among the most likely."""
     model = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
@@ -178,7 +218,7 @@ def test_rounds_are_counted_as_decoding_would():
 
 def test_prompts_that_overlap_with_questions_are_dropped(tmp_path):
     turn = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    (tmp_path / "q.jsonl").write_text(json.dumps({"turns": [turn, "Why?"]}) + "\n")
+    (tmp_path / "q.jsonl").write_text(json.dumps({"question_id": 1, "category": "qa", "turns": [turn, "Why?"]}))
     overlaps = teacher.Overlaps(tmp_path / "q.jsonl")
     assert overlaps.found(["why"]) and overlaps.found(["Zero, " + turn.upper()]) and overlaps.found(["other", turn])
     assert not overlaps.found([turn.replace("seven", "7")]) and not overlaps.found(["Why not?"])

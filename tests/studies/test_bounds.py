@@ -125,6 +125,16 @@ def without(fact: str):
     return lambda text: json.dumps({name: value for name, value in json.loads(text).items() if name != fact})
 
 
+def age(folder):
+    """As folders were stored before they had checksums."""
+    source = json.loads((folder / "source.json").read_text())
+    for name in ("schema", "checksum", "sha256 of"):
+        del source[name]
+    (folder / "source.json").write_text(json.dumps(source))
+    assert read_bounds(folder).source == source
+    return folder
+
+
 DAMAGES = {
     "cut": ("source.json", lambda text: text[:40]),
     "no object": ("source.json", lambda text: "[]"),
@@ -142,7 +152,7 @@ DAMAGES = {
 
 def test_damaged_and_missing_files_are_refused_in_one_sentence(stored, tmp_path):
     for damage, (name, change) in (DAMAGES | {f"no {file}": (file, None) for file in FILES}).items():
-        folder = shutil.copytree(stored, tmp_path / damage)
+        folder = age(shutil.copytree(stored, tmp_path / damage))
         before = (folder / name).read_text()
         if change:
             assert change(before) != before
@@ -152,3 +162,15 @@ def test_damaged_and_missing_files_are_refused_in_one_sentence(stored, tmp_path)
         with pytest.raises(UserError, match=r"gammatune bounds`\.$") as refused:
             read_bounds(folder)
         assert str(folder) in str(refused.value) and "\n" not in str(refused.value), damage
+        assert "checksum" not in str(refused.value)
+
+
+def test_a_changed_digit_is_found_out_in_every_file(stored, tmp_path):
+    for name in FILES:
+        folder = shutil.copytree(stored, tmp_path / name)
+        text = (folder / name).read_text()
+        (folder / name).write_text(re.sub(r"\d(?=\D*$)", lambda digit: str((int(digit[0]) + 1) % 10), text))
+        with pytest.raises(
+            UserError, match=f"{name} is damaged or was changed .its checksum does not fit.*gammatune bounds"
+        ):
+            read_bounds(folder)

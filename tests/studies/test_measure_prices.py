@@ -121,7 +121,7 @@ def test_the_file_says_what_was_measured_and_where(curve, tmp_path):
     prepare_place(path)
     write_prices(curve, path)
     stored = json.loads(path.read_text())
-    assert stored["schema"] == 1 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
+    assert stored["schema"] == 2 and stored["pair"] == "tiny-random" and stored["contexts"] == [16, 48]
     assert stored["runtime"]["name"] in ("eager", "compiled") and stored["provenance"]["packages"]["torch"]
     assert set(stored["prices"]) == set(PARTS)
     assert read_prices(path).verify == curve.verify

@@ -1,3 +1,6 @@
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from gammatune.config import CHAT_TEMPLATES
 from gammatune.errors import UserError
 from gammatune.models.tiny import ByteTokenizer
+from gammatune.tasks import prompts
 from gammatune.tasks.prompts import WRITERS, answer_text, build_prompt, prompt_text
 
 ONE = (["Why does ice float?"], [])
@@ -103,3 +107,22 @@ def test_unknown_and_missing_templates_are_refused():
         build_prompt("alpaca", ByteTokenizer(), *ONE)
     with pytest.raises(UserError, match="set model_pair.chat_template to vicuna"):
         build_prompt("tokenizer", ByteTokenizer(), *ONE)
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_does_not_end_is_ended(tokenizer, monkeypatch):
+    monkeypatch.setattr(prompts, "TEMPLATE_S", 0.1)
+    endless = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, chat_template=ENDLESS)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=r"cannot be rendered .TimeoutError: it takes more than 0.1 s.: set model_pair"):
+        build_prompt("tokenizer", endless, *ONE)
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_prompts_are_made_in_other_threads_too(tokenizer):
+    """Signals, and so the limit, belong to the main one."""
+    with ThreadPoolExecutor(1) as threads:
+        made = threads.submit(build_prompt, "tokenizer", tokenizer, *ONE).result()
+    assert made == build_prompt("tokenizer", tokenizer, *ONE)

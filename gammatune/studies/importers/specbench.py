@@ -19,9 +19,9 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
 from gammatune.config import MT_BENCH_CATEGORIES, TASKS, task_of
-from gammatune.errors import UserError
+from gammatune.errors import UserError, one_line
 from gammatune.policies import POLICIES, Policy
-from gammatune.records import Round
+from gammatune.records import MOST, Round
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
 from gammatune.studies.bounds import estimate_match_rate
 from gammatune.traces import MATCH, MISMATCH, UNKNOWN, TextTrace
@@ -112,6 +112,8 @@ def import_answers(path: Path, schedule: Schedule) -> AcceptanceTable:
     Raises UserError for a file that cannot be read, is none of this format, or contradicts the schedule.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"The answer file {path} is no regular file: {FROM_SPECBENCH}.")
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The answer file {path} cannot be read ({error.strerror}): check the path.") from error
@@ -146,14 +148,16 @@ def read_line(text: bytes, where: str) -> Line:
         stored = json.loads(text)
         line = take_fields(Line, stored)
         line.choice = take_fields(Choice, stored["choices"][0])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {FROM_SPECBENCH}.") from error
     except StrictDataclassError as error:
         # Its last line says what is wrong, after the kind of error
         raise UserError(f"{where} is no answer ({str(error).split('Error: ')[-1]}): {FROM_SPECBENCH}.") from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"{where} has no choices: {FROM_SPECBENCH}.") from error
-    line.category = line.category or category_of(line.question_id)
+    if not abs(line.question_id) <= MOST:
+        raise UserError(f"{where} has a question_id out of range: {FROM_SPECBENCH}.")
+    line.category, line.model_id = one_line(line.category or category_of(line.question_id) or ""), one_line(line.model_id)
     if not line.category:
         raise UserError(f"{where} has no category, and its question_id is none of Spec-Bench's: write the category into it.")
     if SAMPLED.search(line.model_id):
@@ -214,8 +218,8 @@ def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MA
         raise UserError(f"The draft lengths of --schedule {name} cannot be told from the rounds of a turn alone: {choices}.")
     if gamma is not None and not hasattr(POLICIES[name].rule, "gamma"):
         raise UserError(f"--schedule {name} has no gamma: leave --gamma out.")
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {max_new_tokens} must be 1 or more.")
+    if not 1 <= max_new_tokens <= MOST:
+        raise UserError(f"--max-new-tokens {max_new_tokens} must lie between 1 and {MOST}.")
     return Schedule(name, POLICIES[name](**({} if gamma is None else {"gamma": gamma})), max_new_tokens)
 
 
