@@ -40,6 +40,11 @@ def run(word: str, says: str, *more: str) -> Case:
     return Case(f"run {' '.join((word, *more))}"[:60], ("run", *PLAN, word, *more), says)
 
 
+def record(word: str, says: str, *more: str) -> Case:
+    """The same for a setting that `record` reads too, which composes its config in half the time."""
+    return Case(f"record {' '.join((word, *more))}"[:60], ("record", *PLAN[1:], word, *more), says)
+
+
 def small(word: str, says: str = "", *more: str, code: int | tuple[int, ...] = 2) -> Case:
     """A word at the end of a run that would work."""
     return Case(f"small {' '.join((word, *more))}"[:60], (*SMALL, word, *more), says, write_files, code)
@@ -285,24 +290,24 @@ VALUES = [
     run("policy.svip.threshold=1", "svip"),
     run("policy.fixed=1", "policy.fixed"),
     run("policy.fixed=null", "policy.fixed"),
-    run("model_pair=tiny-random", "shape.hidden_size", "model_pair.target.shape.hidden_size=99999999999"),
-    run("decode.max_new_tokens=0", "max_new_tokens=0"),
+    record("model_pair=tiny-random", "shape.hidden_size", "model_pair.target.shape.hidden_size=99999999999"),
+    record("decode.max_new_tokens=0", "max_new_tokens=0"),
     run(f"decode.max_new_tokens={HUGE}", "max_new_tokens=999"),
-    run("decode.temperature=nan", "temperature"),
-    run("decode.temperature=inf", "temperature"),
-    run("decode.top_p=2", "top_p"),
-    run("decode.top_k=-1", "top_k"),
-    run("tasks.limit=0", "limit"),
+    record("decode.temperature=nan", "temperature"),
+    record("decode.temperature=inf", "temperature"),
+    record("decode.top_p=2", "top_p"),
+    record("decode.top_k=-1", "top_k"),
+    record("tasks.limit=0", "limit"),
     run(f"tasks.limit={HUGE}", "tasks.limit=999"),
-    run("tasks.include=[nope]", "nope"),
-    run("runtime.threads=0", "runtime.threads=0"),
-    run("runtime.threads=99999", "runtime.threads=99999 must be"),
-    run("runtime.threads=x", "runtime.threads"),
+    record("tasks.include=[nope]", "nope"),
+    record("runtime.threads=0", "runtime.threads=0"),
+    record("runtime.threads=99999", "runtime.threads=99999 must be"),
+    record("runtime.threads=x", "runtime.threads"),
     small("runtime.device=cuda:99", "cuda:99"),
     small("runtime.device=tpu", "tpu"),
     small("runtime.device=''", "device"),
     small("runtime.device=cuda:-1", "cuda:-1"),
-    run("runtime.dtype=fp8", "fp8"),
+    record("runtime.dtype=fp8", "fp8"),
     run("results=null", "results"),
     run("results=", "results= is no folder"),
     run("results=[a]", "results"),
@@ -311,12 +316,12 @@ VALUES = [
     run("results='${'", "results"),
     run("plan=maybe", "plan"),
     run("acceptance=x", "acceptance"),
-    run("tasks.name=../../x", r"tasks.name '../../x' is no plain name"),
-    run("tasks.name=''", "tasks.name '' is no plain name"),
-    run("tasks.name=/abs", "tasks.name '/abs' is no plain name"),
-    run("model_pair.name=/abs", "model_pair.name '/abs' is no plain name"),
-    run("model_pair.name=..", "model_pair.name"),
-    run("model_pair.name='a\nb'", "model_pair.name"),
+    record("tasks.name=../../x", r"tasks.name '../../x' is no plain name"),
+    record("tasks.name=''", "tasks.name '' is no plain name"),
+    record("tasks.name=/abs", "tasks.name '/abs' is no plain name"),
+    record("model_pair.name=/abs", "model_pair.name '/abs' is no plain name"),
+    record("model_pair.name=..", "model_pair.name"),
+    record("model_pair.name='a\nb'", "model_pair.name"),
     small("results=file", "Cannot write to file/.*with results=FOLDER"),
     small("results=/dev/null", "Cannot write to /dev/null/.*with results=FOLDER"),
     small("results=/proc", "Cannot write to /proc/.*with results=FOLDER"),
@@ -325,8 +330,8 @@ VALUES = [
     small("results=" + "x/" * 2500, "results=FOLDER|x/x"),
     small("tasks.path=nowhere", "nowhere"),
     small("tasks.path=.", r"\."),
-    run("model_pair.target.path=/etc/passwd", "model_pair.target.path=/etc/passwd is not read"),
-    run("model_pair.draft.revision=main", "model_pair.draft.revision=main is not read"),
+    record("model_pair.target.path=/etc/passwd", "model_pair.target.path=/etc/passwd is not read"),
+    record("model_pair.draft.revision=main", "model_pair.draft.revision=main is not read"),
     small("tasks.path=file", "file"),
 ]
 
