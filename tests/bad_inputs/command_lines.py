@@ -52,6 +52,11 @@ def write_configs(folder: Path) -> None:
         (folder / "own" / f"{name}.yaml").write_text(text)
 
 
+def write_latin(folder: Path) -> None:
+    write_configs(folder)
+    (folder / "own" / "latin.yaml").write_bytes(b"name: jos\xe9")
+
+
 def own(word: str, says: str, *more: str) -> Case:
     """A config of a user's own."""
     return Case(f"own {word}"[:60], ("run", "--config-dir=own", word, *more), says, write_configs)
@@ -212,7 +217,8 @@ HYDRA = [
     own("--config-name=absent", "there is no absent.yaml in own"),
     own("experiment=typo", "policy=gamatune is not known"),
     own("experiment=key", "no setting top_kk"),
-    own("experiment=list", "experiment/list"),
+    own("experiment=list", "no setting experiment"),
+    Case("own latin", ("run", "--config-dir=own", *PLAN), "own/latin.yaml cannot be read .*utf-8", write_latin),
     own("experiment=absent", "experiment=absent is not known"),
     small("--multirun", "A run of the sweep failed", "policy.fixed.gamma=-1"),
 ]
@@ -289,7 +295,7 @@ VALUES = [
     run("repetitions=1.5", "repetitions"),
     run("repetitions=x", "repetitions"),
     run("repetitions=100000", "repetitions=100000 must be"),
-    run("repetitions=1" + "0" * 20, "repetitions=1000.* is out of range"),
+    run("repetitions=1" + "0" * 20, "repetitions=1000.* must be 1 or more and at most"),
     run(f"repetitions={ENDLESS}", "too many digits"),
     run("seed=x", "seed"),
     run("seed=1.5", "seed"),

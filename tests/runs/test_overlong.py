@@ -31,8 +31,8 @@ def long_file(question_file, tmp_path):
 
 SENTENCE = (
     "3 of 6 questions do not fit the 512 tokens that tiny-random can address, with 12 for each earlier answer and one for "
-    "the answer itself: 70 (532 tokens), 71 (616 tokens), 72 (512 tokens); set tasks.overlong=skip to leave them out, or choose "
-    "other tasks or another pair."
+    "the answer itself: 70 (532 tokens), 71 (616 tokens), 72 (512 tokens); set tasks.overlong=skip to leave them out, or "
+    "choose other tasks or another pair."
 )
 
 
