@@ -76,12 +76,14 @@ def compose_config(overrides: list[str], name: str = "run") -> RunConfig:
 
 def read_config(composed: DictConfig) -> RunConfig:
     """The composed config as checked objects; `policy` maps names to Policy objects. Raises UserError."""
-    refuse_extreme(OmegaConf.to_container(composed, resolve=True))
+    if OmegaConf.get_type(composed) is not RunConfig:
+        raise UserError("The config has no schema: let its defaults begin with schema/run@_here_, as configs/run.yaml does.")
     for name, settings in composed.policy.items():
         with making(name):
             OmegaConf.to_object(settings)  # on its own first, so that an error has a name
     config = OmegaConf.to_object(composed)
     refuse_unknown(composed, config, "")
+    refuse_extreme(OmegaConf.to_container(composed, resolve=True))
     for name, policy in config.policy.items():
         if not isinstance(policy, Policy):
             raise UserError(f"policy.{name} is no policy: choose from {', '.join(POLICIES)}.")

@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from gammatune.process import INTERRUPTED, STDOUT
 
@@ -111,6 +112,8 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
         return str(error)
     if isinstance(error, MissingConfigException):
         return explain_group(error)
+    if isinstance(error, YAMLError):
+        return explain_yaml(error)
     if isinstance(error, HydraException | OmegaConfBaseException):
         return explain_override(error)
     if isinstance(error, OSError) and error.filename == STDOUT:
@@ -122,6 +125,13 @@ def explain(error: BaseException, folder_choice: str = "results=FOLDER") -> str 
             "is kept."
         )
     return None
+
+
+def explain_yaml(error: YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{mark.name}, line {mark.line + 1}," if mark else getattr(error, "name", "A config file")
+    reason = getattr(error, "problem", None) or getattr(error, "reason", type(error).__name__)
+    return f"{place} is no YAML ({reason}): correct it."
 
 
 def explain_group(error: MissingConfigException) -> str:

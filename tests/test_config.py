@@ -213,7 +213,7 @@ REFUSED = {
     "policy.fixed.gamma=-1": "Fixed.gamma=-1 is out of range: it must be 0 or more.",
     "policy.gammatune.gamma=0": "GammaTune.gamma=0 is out of range",
     "policy.gammatune.eta=1.5": "GammaTune.eta=1.5 is out of range: it must be between 0 and 1.",
-    "policy.gammatune.eta=nan": "policy.gammatune.eta=nan is out of range: it must be a finite number",
+    "policy.gammatune.eta=nan": "GammaTune.eta=nan is out of range: it must be between 0 and 1.",
     "policy.gammatune.delta=-1": "GammaTune.delta=-1 is out of range: it must be 0 or more.",
     "policy.gammatune.gamma_min=0": "GammaTune.gamma_min=0 is out of range: it must be 1 or more.",
     "policy.gammatune.gamma_max=0": "GammaTune.gamma_max=0 is out of range: it must be gamma_min (1) or more.",

@@ -83,12 +83,23 @@ def refuse_options(options: argparse.Namespace) -> None:
     if options.resolve and options.cfg is None:
         raise UserError("--resolve belongs to --cfg: add --cfg job.")
     own = options.config_dir
-    if own is not None and not Path(own).is_dir():
-        raise UserError(f"--config-dir {clip(own)} is no folder: name one that holds configs.")
+    if own is not None:
+        refuse_folder(Path(own))
     if options.config_name is not None:
         name = plain_name(options.config_name.removesuffix(".yaml"), "--config-name")
         if not any((Path(folder) / f"{name}.yaml").is_file() for folder in (CONFIGS, own or CONFIGS)):
             raise UserError(f"--config-name {name}: there is no {name}.yaml in {own or CONFIGS}, see --config-dir FOLDER.")
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raises UserError for what is no folder of configs, or holds one that is no text."""
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {clip(str(folder))} is no folder: name one that holds configs.")
+    for file in (*folder.glob("*.yaml"), *folder.glob("*/*.yaml")):
+        try:
+            file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} cannot be read ({error}): correct it, or take it out of --config-dir.") from error
 
 
 def hydra_words(options: argparse.Namespace) -> list[str]:
@@ -108,9 +119,10 @@ def hydra_job(composed: DictConfig) -> None:
     except Exception as error:
         code = exit_code_of(error, SPEAKER, FOLDER_CHOICE)
         # Raised through Hydra, an error costs a second message; only a sweep needs it, to go on with its next job
-        if code and HydraConfig.get().mode is RunMode.MULTIRUN:
+        if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            sys.exit(code)
+        if code:
             raise JobError from error
-        sys.exit(code)
 
 
 def run_job(composed: DictConfig) -> None:

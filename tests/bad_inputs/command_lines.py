@@ -9,7 +9,7 @@ from bad_inputs.case import SMALL, Case, write_questions
 
 HUGE = "9" * 30
 ENDLESS = "9" * 5000  # more digits than Python reads
-PLAN = ("plan=true", "model_pair=tiny-random", "runtime=eager")
+PLAN = ("plan=true", "model_pair=tiny-random", "runtime=eager", "tasks.overlong=skip")
 TABLE = ("headline", "acceptance.parquet", "--cost-ratio", "9")
 GRID = ("sweep", "acceptance.parquet", "--cost-ratio", "9", "policy.fixed.gamma=1,2")
 
@@ -33,6 +33,33 @@ def write_files(folder: Path) -> None:
     write_questions(folder)
     (folder / "acceptance.parquet").write_bytes(table_bytes())
     (folder / "file").write_text("")
+
+
+def write_configs(folder: Path) -> None:
+    """Configs of a user's own, each with something wrong."""
+    files = {
+        "bare": "policy: {}",
+        "broken": "policy: [fixed",
+        "binary": "\x00\x01",
+        "lost": "defaults: [schema/run@_here_, nowhere]",
+        "alone": "defaults: [schema/run@_here_]",
+        "experiment/typo": "# @package _global_\ndefaults: [{override /policy: [gamatune]}]",
+        "experiment/key": "# @package _global_\ndecode: {top_kk: 3}",
+        "experiment/list": "[1, 2]",
+    }
+    for name, text in files.items():
+        (folder / "own" / f"{name}.yaml").parent.mkdir(parents=True, exist_ok=True)
+        (folder / "own" / f"{name}.yaml").write_text(text)
+
+
+def write_latin(folder: Path) -> None:
+    write_configs(folder)
+    (folder / "own" / "latin.yaml").write_bytes(b"name: jos\xe9")
+
+
+def own(word: str, says: str, *more: str) -> Case:
+    """A config of a user's own."""
+    return Case(f"own {word}"[:60], ("run", "--config-dir=own", word, *more), says, write_configs)
 
 
 def run(word: str, says: str, *more: str) -> Case:
@@ -129,7 +156,7 @@ OPTIONS = [
     command("record model_pair=tiny-random --known nowhere", "nowhere"),
     command("record model_pair=tiny-random --known .", r"known answers \."),
     command("record model_pair=tiny-random decode=sample", "greedy decoding only"),
-    command("record model_pair=tiny-random tasks.limit=1 tasks.overlong=skip --out file", "file"),
+    command("record model_pair=tiny-random tasks.overlong=skip --out file", "file"),
     command("prices --contexts x", "--contexts x cannot be read"),
     command("prices model_pair=tiny-random --contexts 0", "--contexts 0 must hold"),
     command(f"prices model_pair=tiny-random --contexts {ENDLESS}", "--contexts"),
@@ -182,6 +209,17 @@ HYDRA = [
     run("--multirun", "lists no values", "policy=glob(*)"),
     run("hydra/launcher=nope", "hydra/launcher=nope|hydra/launcher/nope"),
     run("hydra/sweeper=../x", "hydra/sweeper"),
+    own("--config-name=bare", "has no schema: .*schema/run@_here_|no schema"),
+    own("--config-name=broken", "own/broken.yaml"),
+    own("--config-name=binary", "own/binary.yaml"),
+    own("--config-name=lost", "nowhere"),
+    own("--config-name=alone", "model_pair|name"),
+    own("--config-name=absent", "there is no absent.yaml in own"),
+    own("experiment=typo", "policy=gamatune is not known"),
+    own("experiment=key", "no setting top_kk"),
+    own("experiment=list", "no setting experiment"),
+    Case("own latin", ("run", "--config-dir=own", *PLAN), "own/latin.yaml cannot be read .*utf-8", write_latin),
+    own("experiment=absent", "experiment=absent is not known"),
     small("--multirun", "A run of the sweep failed", "policy.fixed.gamma=-1"),
 ]
 
@@ -257,7 +295,7 @@ VALUES = [
     run("repetitions=1.5", "repetitions"),
     run("repetitions=x", "repetitions"),
     run("repetitions=100000", "repetitions=100000 must be"),
-    run("repetitions=1" + "0" * 20, "repetitions=1000.* is out of range"),
+    run("repetitions=1" + "0" * 20, "repetitions=1000.* must be 1 or more and at most"),
     run(f"repetitions={ENDLESS}", "too many digits"),
     run("seed=x", "seed"),
     run("seed=1.5", "seed"),
@@ -375,7 +413,10 @@ GOOD = (
     ("show", "nowhere", "--question", "9", "--arm", "fixed-5"),
 )
 #: put first, so that what still works takes no time
-QUICK = {"run": PLAN, "record": ("model_pair=tiny-random", "tasks=demo", "tasks.limit=1", "runtime=eager")}
+QUICK = {
+    "run": PLAN,
+    "record": ("model_pair=tiny-random", "tasks=demo", "tasks.limit=1", "tasks.overlong=skip", "runtime=eager"),
+}
 VALUES_OF_ALL_KINDS = ("", " ", "null", "true", "-1", "0", "1.5", "1e400", "nan", HUGE, ENDLESS, "é", "\x1b[2J", "\u202e")
 VALUES_OF_ALL_KINDS += ("[]", "[1", "{a:1}", "{", "'", "a'b", "[[1]]", "${x}", "${oc.env:HOME}", "1,2", "range(1,9)", "a b")
 VALUES_OF_ALL_KINDS += ("..", "file", "x" * 300, "x" * 9000, "~", "$(id)", "a\nb", "gammatune.policies.fixed.Fixed", "a.b.C")
