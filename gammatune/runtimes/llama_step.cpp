@@ -1,4 +1,4 @@
-// One forward pass of a Llama over some tokens, on CPU threads: every weight is read once, at the speed of memory.
+// One forward pass of a Llama or Qwen2 over some tokens, on CPU threads: every weight is read once, at the speed of memory.
 //
 // Each layer is RMS norm, QKV projection, RoPE with the write into the KV cache, attention (scores, softmax, weighted
 // values), output projection; then RMS norm, SwiGLU and down projection. RMS norm and LM head end the pass. Weights and KV
@@ -284,7 +284,7 @@ extern "C" {
 
 struct Layer {
     const void *qkv, *output, *gate_up, *down;
-    const float *attention_norm, *mlp_norm;
+    const float *qkv_bias, *attention_norm, *mlp_norm;  // the bias is zeros where a model has none
     void *keys, *values;  // this layer's KV cache
 };
 
@@ -368,9 +368,10 @@ struct Pass {
     void qkv_projection(const Layer& layer) {
         rms_norm(buffers.residual, layer.attention_norm, m.eps, n, m.hidden, normed);
         float* qkv = buffers.qkv;
+        const float* bias = layer.qkv_bias;
         int64_t stride = qkv_width;
         project(layer.qkv, normed, m.hidden, my_share(stride / PANEL), n,
-                [=](int64_t r, int64_t t, float v) { qkv[t * stride + r] = v; });
+                [=](int64_t r, int64_t t, float v) { qkv[t * stride + r] = v + bias[r]; });
     }
 
     // RoPE of queries and keys by their positions; keys and values go into the KV cache

@@ -1,4 +1,4 @@
-"""A Llama's forward pass on a CPU by llama_step.cpp, over a KV cache that grows by doubling and never moves otherwise.
+"""A Llama's or Qwen2's forward pass on a CPU by llama_step.cpp, over a KV cache that moves only when it doubles.
 
 Weights are copied once into the order in which the C++ step reads them. Sums run in another order than transformers' own
 and stay in fp32 where transformers rounds in between, so logits agree with the eager pass to rounding. A token gets the same
@@ -10,10 +10,9 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
 
 from gammatune.runtimes import layout
-from gammatune.runtimes.layout import FixedCache, dimensions, layer_parts, rope_tables
+from gammatune.runtimes.layout import FixedCache, dimensions, join_biases, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
 
 PANEL, TILE, LANES, TOKEN_GROUP = 16, 32, 16, 6  # as in llama_step.cpp
@@ -28,7 +27,7 @@ def fields(kind: type, names: str) -> list:
 
 
 class LayerPointers(ctypes.Structure):
-    _fields_ = fields(Pointer, "qkv output gate_up down attention_norm mlp_norm keys values")
+    _fields_ = fields(Pointer, "qkv output gate_up down qkv_bias attention_norm mlp_norm keys values")
 
 
 class ModelPointers(ctypes.Structure):
@@ -68,7 +67,7 @@ class NativeModel(FixedCache):
     may be set to another at any time.
     """
 
-    def __init__(self, model: LlamaForCausalLM, vocab_size: int, context: int):
+    def __init__(self, model: nn.Module, vocab_size: int, context: int):
         super().__init__(vocab_size, context)
         self.model, self.sizes = model, dimensions(model)
         self.step = getattr(load_library(), f"forward_{str(model.dtype).split('.')[-1]}")
@@ -167,7 +166,9 @@ def lay_out(layer: nn.Module) -> list[torch.Tensor]:
     parts = layer_parts(layer)
     products = (parts.q, parts.k, parts.v), (parts.output,), (parts.gate, parts.up), (parts.down,)
     panels = [lay_panels(torch.cat([linear.weight for linear in linears])) for linears in products]
-    return [*panels, parts.attention_norm.float(), parts.mlp_norm.float()]
+    bias = join_biases(parts)
+    bias = torch.zeros(sum(linear.out_features for linear in products[0])) if bias is None else bias.float()
+    return [*panels, bias, parts.attention_norm.float(), parts.mlp_norm.float()]
 
 
 def lay_panels(weight: torch.Tensor) -> torch.Tensor:

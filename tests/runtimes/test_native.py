@@ -1,17 +1,18 @@
 """The compiled runtime on a CPU: transformers' numbers by the C++ step, and the same bits however few tokens are fed."""
 
 import platform
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llamas import VOCAB, compare, llama, odd_llama, tokens_of
+from llamas import VOCAB, compare, llama, odd_llama, qwen2, tokens_of
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.machine import cache_dir
-from gammatune.models.pair import random_pair
+from gammatune.models.pair import cast_weights, random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes import native, native_library
@@ -44,8 +45,8 @@ def test_logits_are_transformers_own(seed, steps):
         assert eager.length == model.length
 
 
-def check_every_block_length(dtype: torch.dtype) -> None:
-    model = llama(seed=2).to(dtype)
+def check_every_block_length(dtype: torch.dtype, make: Callable = llama) -> None:
+    model = cast_weights(make(), torch.device("cpu"), dtype)
     close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
     for size in (*range(1, 8), 12, 13, 16, 17, 32, 33, CHUNK + 5):
         eager, compiled = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512)
@@ -54,9 +55,10 @@ def check_every_block_length(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_every_block_length_and_a_prompt_longer_than_a_call(dtype):
+@pytest.mark.parametrize("make", [llama, qwen2])
+def test_every_block_length_and_a_prompt_longer_than_a_call(dtype, make):
     """One row of weights at a time, several, whole tiles of them: each is other code."""
-    check_every_block_length(dtype)
+    check_every_block_length(dtype, make)
 
 
 @pytest.fixture
@@ -90,7 +92,7 @@ def feed(model: NativeModel, tokens: torch.Tensor, sizes: list[int]) -> torch.Te
 @DTYPES
 def test_one_token_at_a_time_or_two_or_mixed_give_the_same_bits(dtype):
     """A draft lives on feeds of one and two tokens, a recorded table on feeds of one: their signals must be equal."""
-    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+    model, tokens = NativeModel(qwen2().to(dtype), VOCAB, 128), tokens_of(0, 100)
     ones = feed(model, tokens, [1])
     for sizes in ([2], [1, 2], [2, 2, 1]):
         assert torch.equal(feed(model, tokens, sizes), ones), sizes
