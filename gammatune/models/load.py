@@ -15,6 +15,7 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from gammatune.config import MODEL_TYPES, Checkpoint, Shape
 from gammatune.errors import UserError
 from gammatune.models.devices import GIB, free_bytes
+from gammatune.models.int8 import quantise
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, weight_files
 
 PLANNED_TOKENS = 2048  # context that a run is assumed to fill when the KV caches are counted
@@ -71,13 +72,13 @@ def load_tokenizer(files: Files):
 
 
 def check_int8(checkpoint: Checkpoint, role: str, device: torch.device) -> None:
-    """Raises UserError where int8 is asked for and cannot work: borrowed tables, no GPU, or no bitsandbytes."""
-    if checkpoint.quantization != "int8":
+    """Raises UserError where int8 is asked for and cannot work: on a GPU with borrowed tables or without bitsandbytes."""
+    if checkpoint.quantization != "int8" or device.type == "cpu":  # gammatune.models.int8 serves a CPU
         return
-    if checkpoint.borrows_tables:
-        raise UserError(f"A draft with borrowed tables is not quantised: set model_pair.{role}.quantization=null.")
     if device.type != "cuda":
-        raise UserError(f"model_pair.{role}.quantization=int8 works on a CUDA GPU only: set it to null on {device}.")
+        raise UserError(f"model_pair.{role}.quantization=int8 works on a CPU or CUDA GPU only: set it to null on {device}.")
+    if checkpoint.borrows_tables:
+        raise UserError(f"A draft with borrowed tables is not quantised on a GPU: set model_pair.{role}.quantization=null.")
     if find_spec("bitsandbytes") is None:
         raise UserError(f"model_pair.{role}.quantization=int8 needs bitsandbytes: run `pip install 'gammatune[int8]'`.")
 
@@ -125,7 +126,7 @@ def check_memory(name: str, demands: list[Demand], device: torch.device) -> None
         raise UserError(
             f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
             f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
-            "16-bit dtype, or on a GPU model_pair.target.quantization=int8."
+            "16-bit dtype, or model_pair.target.quantization=int8."
         )
 
 
@@ -134,7 +135,8 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
     for path in weight_files(files):
         check_whole(path)
     extra = {"device_map": {"": device}} if device.type == "cuda" else {}
-    if files.checkpoint.quantization == "int8":
+    int8 = files.checkpoint.quantization == "int8"
+    if int8 and device.type == "cuda":
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -155,7 +157,7 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             f"The weights in {files.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
             f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
         )
-    return model
+    return quantise(model) if int8 and device.type == "cpu" else model
 
 
 def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Module) -> nn.Module:
@@ -196,7 +198,7 @@ def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Modu
     draft.set_input_embeddings(target.get_input_embeddings())
     draft.set_output_embeddings(target.get_output_embeddings())
     draft.config.vocab_size = target.config.vocab_size
-    return draft
+    return quantise(draft) if files.checkpoint.quantization == "int8" else draft
 
 
 def make_config(shape: Shape, **extra) -> PreTrainedConfig:

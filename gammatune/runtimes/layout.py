@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
+from gammatune.models.int8 import Int8Linear
+
 # RoPE types whose angles do not depend on how long the text is, so that one table of them serves every forward
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
@@ -47,8 +49,8 @@ def refusal(model: nn.Module) -> str | None:
         return f"{type(model).__name__} is no Llama and no Qwen2"
     layers = [layer_parts(layer) for layer in model.model.layers]
     linears = [linear for layer in layers for linear in layer.linears]
-    if any(type(linear) is not nn.Linear or not linear.weight.is_floating_point() for linear in linears):
-        return "its layers are quantised"
+    if any(type(linear) is not nn.Linear and type(linear) is not Int8Linear for linear in linears):
+        return "its layers are quantised in a form of their own"
     if any(linear.bias is not None for layer in layers for linear in layer.linears[3:]):
         return "its layers have biases other than those of queries, keys and values"
     if set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}:

@@ -2,15 +2,18 @@
 
 Weights are copied once into the order in which the C++ step reads them. Sums run in another order than transformers' own
 and stay in fp32 where transformers rounds in between, so logits agree with the eager pass to rounding. A token gets the same
-bits whether it is fed alone or with one other, in fp32 however many are fed, and for any number of threads.
+bits whether it is fed alone or with one other, in fp32 and by weights in int8 however many are fed, and for any number of
+threads.
 """
 
 import ctypes
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
+from gammatune.models.int8 import Int8Linear
 from gammatune.runtimes import layout
 from gammatune.runtimes.layout import FixedCache, dimensions, join_biases, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
@@ -26,13 +29,22 @@ def fields(kind: type, names: str) -> list:
     return [(name, kind) for name in names.split()]
 
 
+class MatrixPointers(ctypes.Structure):
+    _fields_ = fields(Pointer, "panels scales")
+
+
 class LayerPointers(ctypes.Structure):
-    _fields_ = fields(Pointer, "qkv output gate_up down qkv_bias attention_norm mlp_norm keys values")
+    _fields_ = [
+        *fields(MatrixPointers, "qkv output gate up down"),
+        *fields(Pointer, "qkv_bias attention_norm mlp_norm keys values"),
+    ]
 
 
 class ModelPointers(ctypes.Structure):
     _fields_ = [
-        *fields(Pointer, "layers embedding lm_head final_norm cosines sines"),
+        *fields(Pointer, "layers"),
+        *fields(MatrixPointers, "lm_head"),
+        *fields(Pointer, "embedding final_norm cosines sines"),
         *fields(Count, "layer_count hidden intermediate heads kv_heads head_size embeddings vocab positions"),
         ("eps", ctypes.c_float),
     ]
@@ -40,6 +52,25 @@ class ModelPointers(ctypes.Structure):
 
 class BufferPointers(ctypes.Structure):
     _fields_ = [*fields(Pointer, "residual qkv gate_up attended swiglu scores normed packed"), ("packed_words", Count)]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One or several linears in the order in which the C++ step reads them; scales [rows], fp32, where they are in int8."""
+
+    panels: torch.Tensor
+    scales: torch.Tensor | None
+
+    def point(self) -> MatrixPointers:
+        return MatrixPointers(self.panels.data_ptr(), None if self.scales is None else self.scales.data_ptr())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's weights, named as in LayerPointers."""
+
+    matrices: tuple[Matrix, ...]
+    vectors: tuple[torch.Tensor, ...]
 
 
 def refusal(model: nn.Module) -> str | None:
@@ -51,8 +82,9 @@ def refusal(model: nn.Module) -> str | None:
         return f"weights in {str(model.dtype).split('.')[-1]} on {model.device.type} have no C++ step"
     sizes = dimensions(model)
     widths = sizes.hidden, sizes.intermediate, sizes.heads * sizes.head_size
-    if sizes.head_size % LANES or any(width % TILE for width in widths):
-        return "its widths are no multiples of 32 or its heads no multiples of 16"
+    step = 64 if is_int8(model) else 32
+    if sizes.head_size % LANES or any(width % step for width in widths):
+        return f"its widths are no multiples of {step} or its heads no multiples of 16"
     try:
         load_library()
     except NoLibraryError as error:
@@ -74,7 +106,7 @@ class NativeModel(FixedCache):
         self.step.argtypes = Pointer, Pointer, Pointer, Count, Count, Count, Pointer, ctypes.c_int
         self.step.restype = ctypes.c_bool
         self.weights = [lay_out(layer) for layer in model.model.layers]
-        self.lm_head = lay_panels(pad_rows(model.lm_head.weight[: self.vocab_size]))
+        self.lm_head = lay_matrix(model.lm_head, rows=self.vocab_size)
         self.final_norm = model.model.norm.weight.float()
         self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]  # keys and values of each layer
         self.capacity = 0
@@ -132,15 +164,15 @@ class NativeModel(FixedCache):
 
     def describe_model(self) -> ModelPointers:
         layers = [
-            LayerPointers(*(tensor.data_ptr() for tensor in (*weights, *cache)))
-            for weights, cache in zip(self.weights, self.caches, strict=True)
+            LayerPointers(*(matrix.point() for matrix in layer.matrices), *addresses(*layer.vectors, *cache))
+            for layer, cache in zip(self.weights, self.caches, strict=True)
         ]
         self.layers = (LayerPointers * len(layers))(*layers)
-        tensors = self.model.model.embed_tokens.weight, self.lm_head, self.final_norm, *self.rope
-        addresses = ctypes.addressof(self.layers), *(tensor.data_ptr() for tensor in tensors)
+        embedding = self.model.model.embed_tokens.weight
+        tensors = embedding, self.final_norm, *self.rope
         *widths, eps = self.sizes
-        rows = len(tensors[0]), round_up(self.vocab_size, PANEL)
-        return ModelPointers(*addresses, len(layers), *widths, *rows, self.capacity, eps)
+        counts = len(layers), *widths, len(embedding), round_up(self.vocab_size, PANEL), self.capacity
+        return ModelPointers(ctypes.addressof(self.layers), self.lm_head.point(), *addresses(*tensors), *counts, eps)
 
     def make_buffers(self) -> None:
         """What lies between the C++ step's phases, for CHUNK tokens; the last three are one per thread."""
@@ -155,31 +187,51 @@ class NativeModel(FixedCache):
             typed(CHUNK, sizes.intermediate),
             plain(threads, TOKEN_GROUP, self.capacity),
             typed(threads, CHUNK, sizes.hidden),
-            plain(threads, CHUNK + PANEL, widest // 2),
+            plain(threads, CHUNK + PANEL, widest // 2 + 3),  # two bytes for each number, three words for each token
         ]
         buffers = BufferPointers(*(buffer.data_ptr() for buffer in self.held), self.held[-1][0].numel())
         self.buffers = ctypes.byref(buffers)
 
 
-def lay_out(layer: nn.Module) -> list[torch.Tensor]:
-    """A layer's weights in the order of LayerPointers."""
+def is_int8(model: nn.Module) -> bool:
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def addresses(*tensors: torch.Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def lay_out(layer: nn.Module) -> Layer:
     parts = layer_parts(layer)
-    products = (parts.q, parts.k, parts.v), (parts.output,), (parts.gate, parts.up), (parts.down,)
-    panels = [lay_panels(torch.cat([linear.weight for linear in linears])) for linears in products]
+    matrices = lay_matrix(parts.q, parts.k, parts.v), *map(lay_matrix, (parts.output, parts.gate, parts.up, parts.down))
     bias = join_biases(parts)
-    bias = torch.zeros(sum(linear.out_features for linear in products[0])) if bias is None else bias.float()
-    return [*panels, bias, parts.attention_norm.float(), parts.mlp_norm.float()]
+    bias = torch.zeros(parts.q.out_features + 2 * parts.k.out_features) if bias is None else bias
+    return Layer(matrices, tuple(vector.float() for vector in (bias, parts.attention_norm, parts.mlp_norm)))
 
 
-def lay_panels(weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] to [out / 16, lines of 64 bytes, 16, numbers in a line]: 16 rows side by side, read front to back."""
+def lay_matrix(*linears: nn.Linear, rows: int | None = None) -> Matrix:
+    """Of linears of one kind, rows of the one after those of the other; of one, the first `rows` if given."""
+    weight = pad_rows(join([linear.weight.data[:rows] for linear in linears]))
+    if not isinstance(linears[0], Int8Linear):
+        return Matrix(lay_panels(weight, 64 // weight.element_size()), None)
+    scales = join([linear.scales[:rows] for linear in linears])
+    # In two's complement, adding 128 turns the highest bit around
+    return Matrix(lay_panels(weight.view(torch.uint8), 4).bitwise_xor_(128), pad_rows(scales))
+
+
+def lay_panels(weight: torch.Tensor, line: int) -> torch.Tensor:
+    """[out, in] to [out / 16, in / line, 16, line]: `line` numbers of 16 rows side by side, read front to back."""
     rows, width = weight.shape
-    line = 64 // weight.element_size()
     return weight.view(rows // PANEL, PANEL, width // line, line).transpose(1, 2).contiguous()
 
 
+def join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def pad_rows(weight: torch.Tensor) -> torch.Tensor:
-    return nn.functional.pad(weight, (0, 0, 0, -weight.shape[0] % PANEL))
+    missing = -len(weight) % PANEL
+    return torch.cat([weight, weight.new_zeros(missing, *weight.shape[1:])]) if missing else weight
 
 
 def round_up(number: int, step: int) -> int:

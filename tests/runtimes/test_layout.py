@@ -69,7 +69,7 @@ def test_both_refuse_the_same_models_in_the_same_words(model, reason):
 def test_a_quantised_layer_is_refused():
     model = llama()
     model.model.layers[1].mlp.up_proj = torch.nn.Identity()
-    assert native.refusal(model) == cuda.refusal(model) == "its layers are quantised"
+    assert native.refusal(model) == cuda.refusal(model) == "its layers are quantised in a form of their own"
 
 
 @pytest.mark.parametrize("build", [graphed, compiled])

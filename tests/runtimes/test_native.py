@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llamas import VOCAB, compare, llama, odd_llama, qwen2, tokens_of
+from torch import nn
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.machine import cache_dir
-from gammatune.models.pair import cast_weights, random_pair
+from gammatune.models.int8 import quantise
+from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes import native, native_library
@@ -45,17 +47,29 @@ def test_logits_are_transformers_own(seed, steps):
         assert eager.length == model.length
 
 
+def int8_qwen2() -> nn.Module:
+    return quantise(qwen2())
+
+
 def check_every_block_length(dtype: torch.dtype, make: Callable = llama) -> None:
-    model = cast_weights(make(), torch.device("cpu"), dtype)
-    close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+    model = cast_floats(make(), dtype)
+    close = {torch.float32: 2e-3 if make is int8_qwen2 else 1e-4, torch.bfloat16: 0.3}[dtype]
     for size in (*range(1, 8), 12, 13, 16, 17, 32, 33, CHUNK + 5):
         eager, compiled = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512)
         compare(compiled, eager, tokens_of(1, 40), 40, close)
         compare(compiled, eager, tokens_of(2, size), size, close)
 
 
+def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Weights in int8 and their scales stay, RoPE frequencies too."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 @DTYPES
-@pytest.mark.parametrize("make", [llama, qwen2])
+@pytest.mark.parametrize("make", [llama, qwen2, int8_qwen2])
 def test_every_block_length_and_a_prompt_longer_than_a_call(dtype, make):
     """One row of weights at a time, several, whole tiles of them: each is other code."""
     check_every_block_length(dtype, make)
@@ -75,8 +89,9 @@ def test_a_processor_without_bfloat16_and_tiles(dtype, fresh_library, monkeypatc
         pytest.skip("flags of another processor family")
     flags = [flag.replace("=native", "=x86-64-v3") for flag in native_library.FLAGS]
     monkeypatch.setattr(native_library, "FLAGS", flags)
-    check_every_block_length(dtype)
-    check_any_feed(dtype)
+    for make in (llama, int8_qwen2):
+        check_every_block_length(dtype, make)
+        check_any_feed(dtype, make)
 
 
 def feed(model: NativeModel, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -101,8 +116,8 @@ def test_one_token_at_a_time_or_two_or_mixed_give_the_same_bits(dtype):
     assert torch.equal(model.forward(tokens[98:99], 1), ones[98:99])
 
 
-def check_any_feed(dtype: torch.dtype) -> None:
-    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+def check_any_feed(dtype: torch.dtype, make: Callable = llama) -> None:
+    model, tokens = NativeModel(cast_floats(make(), dtype), VOCAB, 128), tokens_of(0, 100)
     ones = feed(model, tokens, [1])
     for size in (3, 5, 6, 7, 16, 40):
         assert torch.equal(feed(model, tokens, [size]), ones), size
@@ -110,6 +125,21 @@ def check_any_feed(dtype: torch.dtype) -> None:
 
 def test_in_float_any_feed_gives_the_same_bits():
     check_any_feed(torch.float32)
+
+
+@DTYPES
+def test_with_weights_in_int8_any_feed_gives_the_same_bits(dtype):
+    """By vectors and by tiles, one after the other: a verification's logits are those of single steps."""
+    check_any_feed(dtype, int8_qwen2)
+
+
+def test_a_number_that_is_not_finite_stays_so_in_int8():
+    model = int8_qwen2()
+    model.model.embed_tokens.weight[5, 3] = torch.nan
+    compiled = NativeModel(model, VOCAB, 128)
+    assert compiled.forward(torch.tensor([4, 6, 7]), 3).isfinite().all()
+    for tokens in (torch.tensor([5]), torch.tensor([5, 7, 9])):
+        assert compiled.forward(tokens, 3).isnan().all()
 
 
 @DTYPES
@@ -190,8 +220,10 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(capsys):
 
 def test_odd_widths_are_refused():
     odd = odd_llama()
+    odd.config.intermediate_size = 96
+    assert native.refusal(odd) is None
+    assert native.refusal(quantise(odd)) == "its widths are no multiples of 64 or its heads no multiples of 16"
     odd.config.intermediate_size = 100
-    assert native.refusal(odd) == "its widths are no multiples of 32 or its heads no multiples of 16"
 
 
 def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkeypatch, tmp_path, capsys):
