@@ -157,7 +157,19 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             f"The weights in {files.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
             f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
         )
-    return quantise(model) if int8 and device.type == "cpu" else model
+    if int8 and device.type == "cpu":
+        detach_from_files(quantise(model))
+    return model
+
+
+def detach_from_files(model: nn.Module) -> None:
+    """Give each remaining weight memory of its own, so that the files that the others were read from can be let go.
+
+    Weights come as parts of a mapped file, which counts as memory of this process while a single one of them is in use.
+    """
+    for parameter in model.parameters():
+        if parameter.dim() <= 2 and parameter.untyped_storage().nbytes() > parameter.nbytes:
+            parameter.data = parameter.data.clone()
 
 
 def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Module) -> nn.Module:

@@ -106,4 +106,5 @@ def open_session(config: RunConfig, endless: bool = False) -> Session:
     pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype, with_draft=needs)
     if endless:
         pair = replace(pair, eos_ids=())
-    return Session(config, questions, build_engine(pair, config.runtime.name, drafter, config.runtime.threads))
+    engine = build_engine(pair, config.runtime.name, drafter, config.runtime.threads, release=True)
+    return Session(config, questions, engine)

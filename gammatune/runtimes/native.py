@@ -1,9 +1,9 @@
 """A Llama's or Qwen2's forward pass on a CPU by llama_step.cpp, over a KV cache that moves only when it doubles.
 
-Weights are copied once into the order in which the C++ step reads them. Sums run in another order than transformers' own
-and stay in fp32 where transformers rounds in between, so logits agree with the eager pass to rounding. A token gets the same
-bits whether it is fed alone or with one other, in fp32 and by weights in int8 however many are fed, and for any number of
-threads.
+Weights are copied once into the order in which the C++ step reads them; `release` gives up the others. Sums run in another
+order than transformers' own and stay in fp32 where transformers rounds in between, so logits agree with the eager pass to
+rounding. A token gets the same bits whether it is fed alone or with one other, in fp32 and by weights in int8 however many
+are fed, and for any number of threads.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from gammatune.models.int8 import Int8Linear
+from gammatune.models.load import detach_from_files
 from gammatune.runtimes import layout
 from gammatune.runtimes.layout import FixedCache, dimensions, join_biases, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
@@ -67,7 +68,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's weights, named as in LayerPointers."""
+    """A layer's weights, in the order of LayerPointers."""
 
     matrices: tuple[Matrix, ...]
     vectors: tuple[torch.Tensor, ...]
@@ -96,22 +97,28 @@ class NativeModel(FixedCache):
     """`Model` (gammatune.runtimes.base) by the C++ step. Batch size 1.
 
     context: positions that may be needed at most; the KV cache starts smaller. `threads` starts as torch's number of now and
-    may be set to another at any time.
+    may be set to another at any time. release: as the method does it, but layer by layer.
     """
 
-    def __init__(self, model: nn.Module, vocab_size: int, context: int):
+    def __init__(self, model: nn.Module, vocab_size: int, context: int, release: bool = False):
         super().__init__(vocab_size, context)
         self.model, self.sizes = model, dimensions(model)
         self.step = getattr(load_library(), f"forward_{str(model.dtype).split('.')[-1]}")
         self.step.argtypes = Pointer, Pointer, Pointer, Count, Count, Count, Pointer, ctypes.c_int
         self.step.restype = ctypes.c_bool
-        self.weights = [lay_out(layer) for layer in model.model.layers]
+        self.weights: list[Layer] = []
+        for layer in model.model.layers:
+            self.weights.append(lay_out(layer))
+            if release:
+                hold_panels(layer, self.weights[-1])
         self.lm_head = lay_matrix(model.lm_head, rows=self.vocab_size)
-        self.final_norm = model.model.norm.weight.float()
+        self.final_norm = copy_floats(model.model.norm.weight)
         self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]  # keys and values of each layer
         self.capacity = 0
         self._threads = torch.get_num_threads()
         self.grow(FIRST_POSITIONS)
+        if release:
+            self.release()
 
     @property
     def threads(self) -> int:
@@ -142,6 +149,15 @@ class NativeModel(FixedCache):
                 raise IndexError(f"A token is outside the {self.model.config.vocab_size} that the model has embeddings for.")
             self.length += n
         return logits[:, : self.vocab_size]
+
+    def release(self) -> None:
+        """Let the model's linears hold the panels, so that weights are in memory once; only other NativeModels and `restore`
+        can use it then. Whoever shares its LM head shares the panels."""
+        for layer, laid_out in zip(self.model.model.layers, self.weights, strict=True):
+            hold_panels(layer, laid_out)
+        set_weight(self.model.lm_head, self.lm_head.panels)
+        detach_from_files(self.model)
+        self.pointers = ctypes.byref(self.describe_model())
 
     def grow(self, positions: int) -> None:
         """A KV cache for that many positions, at least twice the former, and all addresses for the C++ step anew."""
@@ -203,26 +219,64 @@ def addresses(*tensors: torch.Tensor) -> list[int]:
 
 def lay_out(layer: nn.Module) -> Layer:
     parts = layer_parts(layer)
-    matrices = lay_matrix(parts.q, parts.k, parts.v), *map(lay_matrix, (parts.output, parts.gate, parts.up, parts.down))
     bias = join_biases(parts)
     bias = torch.zeros(parts.q.out_features + 2 * parts.k.out_features) if bias is None else bias
-    return Layer(matrices, tuple(vector.float() for vector in (bias, parts.attention_norm, parts.mlp_norm)))
+    matrices = tuple(lay_matrix(*linears) for linears in read_together(layer))
+    return Layer(matrices, tuple(map(copy_floats, (bias, parts.attention_norm, parts.mlp_norm))))
+
+
+def read_together(layer: nn.Module) -> tuple[tuple[nn.Linear, ...], ...]:
+    """The linears of each matrix of LayerPointers."""
+    parts = layer_parts(layer)
+    return (parts.q, parts.k, parts.v), (parts.output,), (parts.gate,), (parts.up,), (parts.down,)
 
 
 def lay_matrix(*linears: nn.Linear, rows: int | None = None) -> Matrix:
     """Of linears of one kind, rows of the one after those of the other; of one, the first `rows` if given."""
-    weight = pad_rows(join([linear.weight.data[:rows] for linear in linears]))
-    if not isinstance(linears[0], Int8Linear):
+    weights, int8 = [linear.weight.data for linear in linears], isinstance(linears[0], Int8Linear)
+    scales = pad_rows(join([linear.scales[:rows] for linear in linears])) if int8 else None
+    if weights[0].dim() == 4:  # released
+        return Matrix(join(weights), scales)
+    weight = pad_rows(join([weight[:rows] for weight in weights]))
+    if not int8:
         return Matrix(lay_panels(weight, 64 // weight.element_size()), None)
-    scales = join([linear.scales[:rows] for linear in linears])
     # In two's complement, adding 128 turns the highest bit around
-    return Matrix(lay_panels(weight.view(torch.uint8), 4).bitwise_xor_(128), pad_rows(scales))
+    return Matrix(lay_panels(weight.view(torch.uint8), 4).bitwise_xor_(128), scales)
 
 
 def lay_panels(weight: torch.Tensor, line: int) -> torch.Tensor:
     """[out, in] to [out / 16, in / line, 16, line]: `line` numbers of 16 rows side by side, read front to back."""
     rows, width = weight.shape
     return weight.view(rows // PANEL, PANEL, width // line, line).transpose(1, 2).contiguous()
+
+
+def hold_panels(layer: nn.Module, laid_out: Layer) -> None:
+    """The layer's linears hold their parts of the panels instead of weights [out, in]."""
+    for linears, matrix in zip(read_together(layer), laid_out.matrices, strict=True):
+        parts = matrix.panels.split([linear.out_features // PANEL for linear in linears])
+        for linear, part in zip(linears, parts, strict=True):
+            set_weight(linear, part)
+
+
+def restore(model: nn.Module) -> None:
+    """Weights [out, in] back where `release` took them; an LM head has the rows that were in use."""
+    linears = [linear for layer in model.model.layers for linear in layer_parts(layer).linears]
+    for linear in (*linears, model.lm_head):
+        panels = linear.weight.data
+        if panels.dim() == 4:
+            weight = panels.transpose(1, 2).reshape(-1, linear.in_features)[: linear.out_features]
+            if isinstance(linear, Int8Linear):
+                weight, linear.scales = (weight ^ 128).view(torch.int8), linear.scales[: len(weight)]
+            set_weight(linear, weight)
+
+
+def set_weight(linear: nn.Linear, weight: torch.Tensor) -> None:
+    # Another parameter and not other data of this one, which may be the embedding too
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def copy_floats(vector: torch.Tensor) -> torch.Tensor:
+    return vector.to(torch.float32, copy=True)
 
 
 def join(parts: list[torch.Tensor]) -> torch.Tensor:
