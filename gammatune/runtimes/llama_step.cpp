@@ -227,7 +227,7 @@ bool permit_tiles() {
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
-// Tiles of 16 lines of 64 bytes; in products of bytes 2 and 3 are sums and 5 tokens, with a line for each of up to 16 tokens
+// Tiles of 16 lines of 64 bytes; but 2, 3 and 5, for the first 16 tokens of products of bytes, have a line for each token
 void configure_tiles(int64_t n) {
     struct alignas(64) { uint8_t palette = 1, zeros[15] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } config;
     for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = PANEL;
@@ -372,12 +372,13 @@ void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x,
 }
 
 #ifdef TILES
-// One panel against `count` tokens, 16 at most. Here weights are the second operand: few tokens are few lines of the first
-template <class Put>
+// One panel against `count` tokens in G groups of up to 16: sums in tiles 2 and 3 (second group: 0 and 1), weights in 4,
+// tokens in 5 (6). Here weights are the second operand, since few tokens are then few lines of the first: less work
+template <int G, class Put>
 void multiply_bytes_by_tiles(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first,
                              int64_t count, Put put) {
     const int8_t *high = x.high + first * x.in, *low = x.low + first * x.in;
-    _tile_zero(2); _tile_zero(3);
+    _tile_zero(2); _tile_zero(3); _tile_zero(0); _tile_zero(1);
     for (int64_t k = 0; k < x.in; k += 64, w += 64 * PANEL) {
         for (int64_t line = 0; line < 16; line++) prefetch_after(w + 64 * line);
         _tile_loadd(4, w, 64);
@@ -385,9 +386,16 @@ void multiply_bytes_by_tiles(const uint8_t* w, const float* scales, const FixedT
         _tile_dpbsud(2, 5, 4);
         _tile_loadd(5, low + k, x.in);
         _tile_dpbsud(3, 5, 4);
+        if constexpr (G == 2) {
+            _tile_loadd(6, high + PANEL * x.in + k, x.in);
+            _tile_dpbsud(0, 6, 4);
+            _tile_loadd(6, low + PANEL * x.in + k, x.in);
+            _tile_dpbsud(1, 6, 4);
+        }
     }
-    Ints highs[PANEL], lows[PANEL];  // of a token each
+    Ints highs[2 * PANEL], lows[2 * PANEL];  // of a token each
     _tile_stored(2, highs, 64); _tile_stored(3, lows, 64);
+    if constexpr (G == 2) { _tile_stored(0, highs + PANEL, 64); _tile_stored(1, lows + PANEL, 64); }
     for (int64_t t = 0; t < count; t++) put_rows(highs[t], lows[t], scales, x.tokens[first + t], row, first + t, put);
 }
 #endif
@@ -399,11 +407,12 @@ void multiply_by_bytes(const uint8_t* w, const float* scales, const FixedTokens&
     for (int64_t p = panels.first; p < panels.end; p++)
         for (int64_t first = 0, count; first < n; first += count) {
             const uint8_t* panel = w + p * PANEL * x.in;
-            int64_t row = p * PANEL, most = tiles ? PANEL : TOKEN_GROUP;
+            int64_t row = p * PANEL, most = tiles ? 2 * PANEL : TOKEN_GROUP;
             count = n - first < most ? n - first : most;
 #ifdef TILES
             if (tiles) {
-                multiply_bytes_by_tiles(panel, scales, x, row, first, count, put);
+                if (count > PANEL) multiply_bytes_by_tiles<2>(panel, scales, x, row, first, count, put);
+                else multiply_bytes_by_tiles<1>(panel, scales, x, row, first, count, put);
                 continue;
             }
 #endif
