@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from gammatune.models.pages import drop_pages
+
 ROWS = 4096  # quantised at a time, so that little memory is needed beside the matrix
 
 
@@ -33,9 +35,10 @@ def quantise_linear(linear: nn.Linear) -> Int8Linear:
     """To the nearest q of a row whose largest weight is 127 scales."""
     q, scales = torch.empty(linear.weight.shape, dtype=torch.int8), torch.empty(linear.out_features)
     for weight, some_q, some_scales in zip(*(tensor.split(ROWS) for tensor in (linear.weight.data, q, scales)), strict=True):
-        weight = weight.float()
-        some_scales.copy_(weight.abs().amax(dim=1) / 127)
-        some_q.copy_((weight / some_scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round())
+        wide = weight.float()
+        some_scales.copy_(wide.abs().amax(dim=1) / 127)
+        some_q.copy_((wide / some_scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round())
+        drop_pages(weight)
     return Int8Linear(q, scales, linear.bias)
 
 

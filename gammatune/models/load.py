@@ -16,6 +16,7 @@ from gammatune.config import MODEL_TYPES, Checkpoint, Shape
 from gammatune.errors import UserError
 from gammatune.models.devices import GIB, free_bytes
 from gammatune.models.int8 import quantise
+from gammatune.models.pages import drop_pages
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, weight_files
 
 PLANNED_TOKENS = 2048  # context that a run is assumed to fill when the KV caches are counted
@@ -157,19 +158,22 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             f"The weights in {files.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
             f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
         )
-    if int8 and device.type == "cpu":
-        detach_from_files(quantise(model))
+    if device.type == "cpu":
+        detach_from_file(model)
+        return quantise(model) if int8 else model
     return model
 
 
-def detach_from_files(model: nn.Module) -> None:
-    """Give each remaining weight memory of its own, so that the files that the others were read from can be let go.
+def detach_from_file(model: nn.Module) -> None:
+    """Memory of their own for the embedding and all vectors. Every other weight a compiled runtime lays out anew.
 
-    Weights come as parts of a mapped file, which counts as memory of this process while a single one of them is in use.
+    Weights come as parts of a mapped file, which is let go once none of them is in use.
     """
+    embedding = model.get_input_embeddings().weight
     for parameter in model.parameters():
-        if parameter.dim() <= 2 and parameter.untyped_storage().nbytes() > parameter.nbytes:
-            parameter.data = parameter.data.clone()
+        if parameter is embedding or parameter.dim() == 1:
+            mapped, parameter.data = parameter.data, parameter.data.clone()
+            drop_pages(mapped)
 
 
 def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Module) -> nn.Module:

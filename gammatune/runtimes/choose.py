@@ -22,6 +22,7 @@ BLOCK = 5  # drafted tokens of the round that is timed: a common length, and one
 FEEDS = (24, 1, 1, BLOCK + 1)  # the text that exactness is judged on: a prompt, single steps, a verification
 # What rounding may move, by dtype: eager's best logit lies at most so far above the compiled choice's; the median logit half
 ROUNDING = {torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 5e-1}
+FIXED_POINT = 1e-2  # at least so much with weights in int8, where eager's activations are no 16-bit fixed point
 BOTH_FORMS = 2 * GIB  # of weights
 BURST, BURSTS = 3, 4  # timed calls in a row, and how often at most
 PROMPT = 32  # tokens in the cache while calls are timed
@@ -104,7 +105,7 @@ def build_large(pair: Pair, threads: int) -> tuple[list[Models], str | None]:
             continue
         expected = read_text(build_model(pair, role, "eager"), pair)
         built[role] = build_model(pair, role, "compiled", release=True)
-        deviation = describe_deviation(role, read_text(built[role], pair), expected, pair.dtype)
+        deviation = describe_deviation(role, read_text(built[role], pair), expected, find_limit(pair, role))
         if deviation:
             for done in built.values():
                 native.restore(done.model)
@@ -128,19 +129,23 @@ def find_deviation(compiled: Candidate, eager: Candidate, pair: Pair) -> str | N
         for candidate in (compiled, eager):
             use_threads(candidate)
             read.append(read_text(getattr(candidate.models, role), pair))
-        deviation = describe_deviation(role, *read, pair.dtype)
+        deviation = describe_deviation(role, *read, find_limit(pair, role))
         if deviation:
             return deviation
     return None
 
 
-def describe_deviation(role: str, got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> str | None:
+def find_limit(pair: Pair, role: str) -> float:
+    return max(ROUNDING[pair.dtype], FIXED_POINT if native.is_int8(getattr(pair, role)) else 0)
+
+
+def describe_deviation(role: str, got: torch.Tensor, expected: torch.Tensor, limit: float) -> str | None:
     """What of compiled logits [tokens, vocab_size] rounding does not explain; None where it explains all."""
     chosen = expected.gather(1, got.argmax(dim=1, keepdim=True))[:, 0]
     shortfall = float((expected.amax(dim=1) - chosen).max())
     middle = float((got - expected).abs().median())
     # Written so that a NaN deviates
-    if not (shortfall <= ROUNDING[dtype] and middle <= ROUNDING[dtype] / 2):
+    if not (shortfall <= limit and middle <= limit / 2):
         return f"its {role} chooses tokens {shortfall:.2g} below eager's best logit, its logits differ by {middle:.2g}"
     return None
 

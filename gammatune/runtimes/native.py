@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gammatune.models.int8 import Int8Linear
-from gammatune.models.load import detach_from_files
+from gammatune.models.pages import drop_pages
 from gammatune.runtimes import layout
 from gammatune.runtimes.layout import FixedCache, dimensions, join_biases, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
@@ -156,8 +156,6 @@ class NativeModel(FixedCache):
         for layer, laid_out in zip(self.model.model.layers, self.weights, strict=True):
             hold_panels(layer, laid_out)
         set_weight(self.model.lm_head, self.lm_head.panels)
-        detach_from_files(self.model)
-        self.pointers = ctypes.byref(self.describe_model())
 
     def grow(self, positions: int) -> None:
         """A KV cache for that many positions, at least twice the former, and all addresses for the C++ step anew."""
@@ -272,7 +270,8 @@ def restore(model: nn.Module) -> None:
 
 def set_weight(linear: nn.Linear, weight: torch.Tensor) -> None:
     # Another parameter and not other data of this one, which may be the embedding too
-    linear.weight = nn.Parameter(weight, requires_grad=False)
+    former, linear.weight = linear.weight, nn.Parameter(weight, requires_grad=False)
+    drop_pages(former)
 
 
 def copy_floats(vector: torch.Tensor) -> torch.Tensor:

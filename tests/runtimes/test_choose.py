@@ -8,6 +8,7 @@ import pytest
 import torch
 from llamas import VOCAB
 
+from gammatune.models.int8 import quantise
 from gammatune.models.pair import random_pair
 from gammatune.runtimes import choose
 from gammatune.runtimes.base import Models, build_model, build_models
@@ -110,8 +111,9 @@ def test_a_compiled_runtime_that_deviates_is_not_chosen(pair, role, factor, monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding_is_no_deviation(pair, dtype, needs_compiler):
-    pair = replace(pair, target=pair.target.to(dtype), draft=pair.draft.to(dtype), dtype=dtype)
+@pytest.mark.parametrize("form", [lambda model: model, quantise])
+def test_rounding_is_no_deviation(pair, dtype, form, needs_compiler):
+    pair = replace(pair, target=form(pair.target.to(dtype)), draft=form(pair.draft.to(dtype)), dtype=dtype)
     compiled, eager = (Candidate(build_models(pair, name), 1) for name in ("compiled", "eager"))
     assert choose.find_deviation(compiled, eager, pair) is None
 

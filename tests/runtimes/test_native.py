@@ -219,22 +219,11 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(capsys):
     assert warning.count("\n") == 1 and "running eager" in warning and "float16" in warning and "draft" not in warning
 
 
-def share_memory(model: nn.Module) -> nn.Module:
-    """Every parameter a part of one buffer, as they come from a mapped file."""
-    parameters = list(model.parameters())
-    buffer = torch.cat([parameter.data.flatten() for parameter in parameters])
-    for parameter, part in zip(parameters, buffer.split([p.numel() for p in parameters]), strict=True):
-        parameter.data = part.view_as(parameter)
-    return model
-
-
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("make", [llama, partial(llama, tied=True), qwen2, int8_qwen2])
 def test_released_weights_are_held_once(make, late):
     """After the copy or layer by layer; a second model can still be made of them, and eager once they are restored."""
     model, tokens = make(), tokens_of(0, 20)
-    if make is not int8_qwen2:
-        share_memory(model)
     expected = NativeModel(make(), VOCAB, 128).forward(tokens, 20)
     compiled = NativeModel(model, VOCAB, 128, release=not late)
     if late:
