@@ -157,9 +157,12 @@ def made_text(pair: Pair, tokens: int) -> torch.Tensor:
 
 
 def read_text(model: Model, pair: Pair) -> torch.Tensor:
-    """All logits [tokens, vocab_size] of a short text, fed as decoding feeds it."""
+    """Logits [tokens - 1, vocab_size] of a short text, fed as decoding feeds it.
+
+    Not those after its first token: there models have activations so large that eager rounds noticeably, and nobody decodes.
+    """
     model.reset()
-    return torch.cat([model.forward(feed, len(feed)) for feed in made_text(pair, sum(FEEDS)).split(FEEDS)])
+    return torch.cat([model.forward(feed, len(feed)) for feed in made_text(pair, sum(FEEDS)).split(FEEDS)])[1:]
 
 
 def measure(candidates: list[Candidate], pair: Pair, deadline: float) -> None:
