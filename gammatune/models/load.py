@@ -15,6 +15,8 @@ from gammatune.config import MODEL_TYPES, Checkpoint, Shape, check_sizes
 from gammatune.errors import UserError
 from gammatune.files import parse_object, read_text
 from gammatune.models.devices import GIB, free_bytes
+from gammatune.models.int8 import quantise
+from gammatune.models.pages import drop_pages
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, find_own_code, weight_files
 
 MOST_LABELS = 100_000
@@ -100,13 +102,13 @@ def load_tokenizer(files: Files):
 
 
 def check_int8(checkpoint: Checkpoint, role: str, device: torch.device) -> None:
-    """Raises UserError where int8 is asked for and cannot work: borrowed tables, no GPU, or no bitsandbytes."""
-    if checkpoint.quantization != "int8":
+    """Raises UserError where int8 is asked for and cannot work: on a GPU with borrowed tables or without bitsandbytes."""
+    if checkpoint.quantization != "int8" or device.type == "cpu":  # gammatune.models.int8 serves a CPU
         return
-    if checkpoint.borrows_tables:
-        raise UserError(f"A draft with borrowed tables is not quantised: set model_pair.{role}.quantization=null.")
     if device.type != "cuda":
-        raise UserError(f"model_pair.{role}.quantization=int8 works on a CUDA GPU only: set it to null on {device}.")
+        raise UserError(f"model_pair.{role}.quantization=int8 works on a CPU or CUDA GPU only: set it to null on {device}.")
+    if checkpoint.borrows_tables:
+        raise UserError(f"A draft with borrowed tables is not quantised on a GPU: set model_pair.{role}.quantization=null.")
     if find_spec("bitsandbytes") is None:
         raise UserError(f"model_pair.{role}.quantization=int8 needs bitsandbytes: run `pip install 'gammatune[int8]'`.")
 
@@ -185,7 +187,7 @@ def check_memory(name: str, demands: list[Demand], device: torch.device) -> None
         raise UserError(
             f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
             f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
-            "16-bit dtype, or on a GPU model_pair.target.quantization=int8."
+            "16-bit dtype, or model_pair.target.quantization=int8."
         )
 
 
@@ -194,7 +196,8 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
     for path in weight_files(files):
         check_whole(path)
     extra = {"device_map": {"": device}} if device.type == "cuda" else {}
-    if files.checkpoint.quantization == "int8":
+    int8 = files.checkpoint.quantization == "int8"
+    if int8 and device.type == "cuda":
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -221,7 +224,22 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             f"The weights in {files.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
             f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
         )
+    if device.type == "cpu":
+        detach_from_file(model)
+        return quantise(model) if int8 else model
     return model
+
+
+def detach_from_file(model: nn.Module) -> None:
+    """Memory of their own for the embedding and all vectors. Every other weight a compiled runtime lays out anew.
+
+    Weights come as parts of a mapped file, which is let go once none of them is in use.
+    """
+    embedding = model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        if parameter is embedding or parameter.dim() == 1:
+            mapped, parameter.data = parameter.data, parameter.data.clone()
+            drop_pages(mapped)
 
 
 def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Module) -> nn.Module:
@@ -262,7 +280,7 @@ def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Modu
     draft.set_input_embeddings(target.get_input_embeddings())
     draft.set_output_embeddings(target.get_output_embeddings())
     draft.config.vocab_size = target.config.vocab_size
-    return draft
+    return quantise(draft) if files.checkpoint.quantization == "int8" else draft
 
 
 def make_config(shape: Shape, **extra) -> PreTrainedConfig:
