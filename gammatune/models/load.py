@@ -8,13 +8,23 @@ from pickle import UnpicklingError
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from gammatune.config import MODEL_TYPES, Checkpoint, Shape, check_sizes
 from gammatune.errors import UserError
 from gammatune.files import parse_object, read_text
 from gammatune.models.devices import GIB, free_bytes
+from gammatune.models.gguf import INDEX, read_weights
 from gammatune.models.int8 import quantise
 from gammatune.models.pages import drop_pages
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, find_own_code, weight_files
@@ -193,6 +203,8 @@ def check_memory(name: str, demands: list[Demand], device: torch.device) -> None
 
 def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The model on the device, every weight from the checkpoint. Raises UserError when the files do not fill it."""
+    if files.gguf is not None:
+        return load_gguf(files, device, dtype)
     for path in weight_files(files):
         check_whole(path)
     extra = {"device_map": {"": device}} if device.type == "cuda" else {}
@@ -228,6 +240,25 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
         detach_from_file(model)
         return quantise(model) if int8 else model
     return model
+
+
+def load_gguf(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model of a GGUF file on the device. Raises UserError where its tensors do not fill it."""
+    if files.checkpoint.quantization and device.type == "cuda":
+        raise UserError(
+            f"The {files.role} {files.name} is a GGUF file: set model_pair.{files.role}.quantization=null on a GPU."
+        )
+    config = read_config(files)
+    weights = read_weights(files.gguf, files.folder / INDEX, config, dtype)
+    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    model, report = made
+    missing = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if missing:
+        raise UserError(f"{files.gguf} does not fill its own settings (first: {min(missing)}): give another file.")
+    model.generation_config = GenerationConfig.from_pretrained(files.folder)
+    return quantise(model) if files.checkpoint.quantization == "int8" else model.to(device)
 
 
 def detach_from_file(model: nn.Module) -> None:
