@@ -28,7 +28,7 @@ MOST_REPETITIONS = 1000
 SHA256 = "[0-9a-f]{64}"
 EXACT_PACKAGE = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*"  # nothing that pip reads as an option or a place
 OVERLONG = ("refuse", "skip")
-LEAST_CHANCE = 1e-30  # logits divided by less overflow fp32, and a probability below it is 0 there
+LEAST_CHANCE, HOTTEST = 1e-30, 1e30  # beyond these, logits divided by a temperature or a top_p leave fp32's range
 
 
 def one_of(key: str, value, choices) -> None:
@@ -240,8 +240,8 @@ class DecodeConfig:
         ranges = {
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
             "temperature": (
-                self.temperature == 0 or LEAST_CHANCE <= self.temperature <= 1 / LEAST_CHANCE,
-                f"0 (greedy), or between {LEAST_CHANCE:g} and {1 / LEAST_CHANCE:g}, which fp32 can divide by",
+                self.temperature == 0 or LEAST_CHANCE <= self.temperature <= HOTTEST,
+                f"0 (greedy), or between {LEAST_CHANCE:g} and {HOTTEST:g}, which fp32 can divide by",
             ),
             "top_p": (LEAST_CHANCE <= self.top_p <= 1.0, f"between {LEAST_CHANCE:g}, which fp32 can tell from 0, and 1"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),

@@ -309,7 +309,7 @@ def test_a_policy_that_misbehaves_harms_only_its_own_arm(folder, call_run, small
     for cell in json.loads((run.path / "run.json").read_text())["arms"]:
         done = json.loads((run.path / cell["cell"] / "done.json").read_text())
         wrong = MISBEHAVING.get(cell["policy"], ("", ""))[1]
-        told = re.sub(r"^question \d: ", "", done["error"] or "")
+        told = re.sub(r"^Question \d, turn \d of \d: ", "", done["error"] or "")
         assert told.startswith(f"Policy {cell['policy']}: {wrong}") if wrong else not told, told
     check = check_replay(run)
     assert (check.arms, check.differing) == (len(good) - 1, 0)

@@ -29,7 +29,7 @@ def read_config(files: Files) -> PreTrainedConfig:
             f"The {files.role} {files.name} has no config.json in {files.folder}: point model_pair.{files.role}.path at a "
             "complete checkpoint folder."
         )
-    labels = parse_object(read_text(path, "fetch it again"), path, "fetch it again").get("num_labels", 0)
+    labels = parse_object(read_text(path, "fetch it again"), path, "fetch it again").get("num_labels") or 0
     if type(labels) is not int or labels > MOST_LABELS:  # transformers would write a name for each
         raise UserError(f"{path}: num_labels={labels!r} has no meaning for a language model: take it out.")
     try:

@@ -3,10 +3,12 @@
 Run in this process by tests/test_bad_inputs.py, and with random ones beside in processes of their own by scripts/torture.py.
 """
 
-from bad_inputs import checkpoints, command_lines, run_folders, tables
+from bad_inputs import checkpoints, command_lines, numbers, questions, run_folders, tables
 
 ALL = {
     "command-line": command_lines.CASES,
+    "numbers": numbers.CASES,
+    "questions": questions.CASES,
     "table": tables.CASES,
     "run-folder": run_folders.CASES,
     "checkpoint": checkpoints.CASES,

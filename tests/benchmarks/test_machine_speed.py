@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gammatune.compose import compose_config
+from gammatune.files import read_json, write_json
 from gammatune.models.pair import load_pair
 from gammatune.policies.fixed import Fixed
 
@@ -193,8 +194,8 @@ def test_modelled_speeds_stand_beside_the_clock(load_benchmark, capsys, tmp_path
     other = folder / "speed-2-core-xeon" / "prices-compiled-bf16.json"
     assert benchmark.main(["--run", str(run), "--prices", str(other)]) == 2
     assert "differ in weights, dtype, runtime" in capsys.readouterr().err
-    slower = json.loads(prices.read_text()) | {"runtime": {"name": "eager", "threads": 1}}
-    (tmp_path / "prices.json").write_text(json.dumps(slower))
+    slower = read_json(prices, "measure again") | {"runtime": {"name": "eager", "threads": 1}}
+    write_json(tmp_path / "prices.json", slower)
     assert benchmark.main(["--run", str(run), "--prices", str(tmp_path / "prices.json")]) == 2
     assert "differ in threads: measure" in capsys.readouterr().err
 

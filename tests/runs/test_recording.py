@@ -1,6 +1,7 @@
 """Recording goes on where it was killed, and every way to a table leads to the same one."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -149,6 +150,16 @@ def test_a_second_process_is_refused_and_told_of_out(make_recorder, tmp_path):
     recorder = make_recorder(tmp_path)
     with hold_folder(recorder.recording.folder), pytest.raises(UserError, match="choose another folder with --out FOLDER"):
         recorder.run()
+
+
+@pytest.mark.parametrize(("load", "told"), [(7.0, True), (2.0, False)])
+def test_the_printed_times_say_whether_the_machine_was_shared(make_recorder, monkeypatch, tmp_path, load, told):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    recorder = make_recorder(tmp_path)
+    recorder.run()
+    sentence = " The machine was shared (median load 7.0 on 2 cores): these times may be too high."
+    assert recorder.describe_times().endswith(sentence) is told
 
 
 def answers_of(runner, label: str) -> dict:

@@ -177,7 +177,7 @@ def test_folders_of_the_first_schema_have_no_checksums_and_are_read(folder):
 @pytest.mark.parametrize("pieces", [[], {"x": "a"}, {"1": 7}, {"-1": "a"}, {"9" * 99: "a"}])
 def test_pieces_that_are_none_are_refused(folder, pieces):
     write_json(folder / "pieces.json", {"pieces": pieces})
-    with pytest.raises(UserError, match="pieces.json is damaged .*: delete that file and run the same command again"):
+    with pytest.raises(UserError, match="pieces.json is damaged .*: run the same command again"):
         read_run(folder).pieces  # noqa: B018
 
 
@@ -337,7 +337,7 @@ def test_a_bad_line_in_an_unfinished_log_says_how_to_go_on(folder):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], lines[3].replace(b":", b"", 1), *lines[4:]]))
     with pytest.raises(
-        UserError, match=r"turns.jsonl line 4 is damaged .*: keep the 3 lines before it, and the same command goes on"
+        UserError, match=r"turns.jsonl line 4 is damaged .*: run the same command again, which goes on from the lines"
     ):
         list(read_log(file))
     file.write_bytes(b"".join(lines[:3]))

@@ -1,5 +1,6 @@
 """scripts/gpu.sh: every command that it would run takes its arguments, and a step that was cut goes on."""
 
+import argparse
 import importlib
 import shlex
 import subprocess
@@ -32,7 +33,9 @@ def read_command(words: list[str], monkeypatch) -> None:
         case ["run.py", *settings]:
             refuse_foresight(compose_words(settings))
         case ["-m", "gammatune", *rest]:
-            compose_words(cli.read_arguments(rest).settings)
+            options = argparse.Namespace(settings=[])
+            cli.read_arguments(rest, options)
+            compose_words(options.settings)
         case ["-m", "pytest", folder]:
             assert list((ROOT / folder).glob("test_*.py"))
         case [program, *rest]:

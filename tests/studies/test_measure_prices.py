@@ -2,15 +2,19 @@
 
 import argparse
 import json
+import os
+import re
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from gammatune.commands import prices
+from gammatune.commands.options import find_prices
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
-from gammatune.replay.prices import FREE, PARTS, Price, read_prices
+from gammatune.replay.prices import FREE, PARTS, Drafting, Price, PriceList, from_ratio, read_prices
 from gammatune.studies import measure_prices as cost_run
 from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
 from gammatune.studies.measure_prices import Plan, PriceRun, Probe, WatchingProbe, prepare_place, show_prices, write_prices
@@ -163,13 +167,54 @@ def test_wrong_settings_get_one_sentence(make, words):
         make()
 
 
-def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
+def impossible(curve: PriceList) -> PriceList:
+    """The same with draft steps dearer than any target step."""
+    return replace(curve, blind=Drafting(Price(9.0)), verify=[Price(2.0)])
+
+
+def run_command(out, *more):
     parser = argparse.ArgumentParser()
     prices.add_command(parser.add_subparsers())
-    out = tmp_path / "prices.json"
     words = ["prices", "model_pair=tiny-random", "--contexts", "16", "--gamma-max", "3", "--repeats", "1", "--out", str(out)]
-    options = parser.parse_args(words)
-    assert options.command(options) == 0
+    options = parser.parse_args([*words, *more])
+    return options.command(options)
+
+
+def test_prices_by_which_no_draft_could_pay_are_refused_unless_asked_for(curve, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(PriceRun, "run", lambda run: run.load.note() or impossible(curve))
+    out = tmp_path / "prices.json"
+    with pytest.raises(UserError) as refused:
+        run_command(out)
+    told = str(refused.value)
+    assert told.startswith("Nothing was written: a draft step takes 9 ms and a target step 2 ms at context 16, so no draft")
+    assert re.search(r"median load \d+\.\d on \d+ cores.*--keep-implausible\.$", told) and not out.exists()
+    assert run_command(out, "--keep-implausible") == 0 and read_prices(out).verify == [Price(2.0)]
+    capsys.readouterr()
+    assert find_prices(argparse.Namespace(cost_ratio=None, prices=out), tmp_path / "x").verify == [Price(2.0)]
+    assert capsys.readouterr().err.startswith(
+        f"Remark: in {out} a draft step takes 9 ms and a target step 2 ms at context 16"
+    )
+
+
+def test_the_usual_prices_pass(curve):
+    assert not replace(impossible(curve), verify=[Price(9.0)]).find_implausible()
+    assert not from_ratio(1.0).find_implausible()
+
+
+@pytest.mark.parametrize(("load", "told"), [(7.0, "The machine was shared (median load 7.0 on 2 cores): "), (2.9, "")])
+def test_a_shared_machine_is_told_and_stored(tiny, monkeypatch, tmp_path, capsys, load, told):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(PriceList, "find_implausible", lambda curve: "")
+    assert run_command(tmp_path / "prices.json") == 0
+    printed = capsys.readouterr().err
+    assert (f"{told}prices may be too high." in printed) if told else "shared" not in printed
+    assert read_prices(tmp_path / "prices.json").facts["provenance"]["median_load"] == load
+
+
+def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
+    out = tmp_path / "prices.json"
+    assert run_command(out, "--keep-implausible") == 0  # on a busy machine a tiny draft may seem dearer than its target
     printed = capsys.readouterr().out
     assert "T_draft" in printed and printed.splitlines()[-1] == str(out)
     assert len(read_prices(out).verify) == 4
