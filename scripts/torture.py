@@ -28,7 +28,6 @@ from bad_inputs.case import Case, Outcome, complaint  # noqa: E402
 from bad_inputs.child import LIMIT_S, Child  # noqa: E402
 
 AT_ONCE = 2
-GIB = 2**30
 
 
 @dataclass
@@ -82,7 +81,11 @@ def try_inputs(folder: Path, seed: int, count: int, until: float, tally: Tally) 
 
 
 def start(case: Case, folder: Path) -> Child:
-    return Child(case.words, folder, lambda: case.prepare(folder), LIMIT_S)
+    """Files are made on this side of the fork, where what many cases share is made once."""
+    folder.mkdir()
+    os.chdir(folder)
+    case.prepare(folder)
+    return Child(case.words, folder, limit_s=LIMIT_S)
 
 
 def judge(case: Case, outcome: Outcome) -> str:
