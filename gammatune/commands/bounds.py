@@ -1,12 +1,14 @@
-"""The command `bounds`: what an imported log tells at several cost ratios, stored without the log itself."""
+"""The command `bounds`: what an imported log tells at cost ratios and at its own prices, stored without the log itself."""
 
 import argparse
 from pathlib import Path
 
 from gammatune.commands.options import add_settings, add_table, choose_policies, find_table, ratio
 from gammatune.errors import UserError
+from gammatune.replay.prices import from_ratio, read_prices
 from gammatune.replay.table import read_table
 from gammatune.studies.bounds import FILES, derive_bounds, store_bounds
+from gammatune.studies.study import PRICES_FILE
 
 
 def add_command(commands) -> None:
@@ -21,9 +23,16 @@ def add_command(commands) -> None:
 
 
 def write_bounds(options: argparse.Namespace) -> int:
-    table = read_table(find_table(options.table))
+    path = find_table(options.table)
+    table = read_table(path)
     if table.complete:
         raise UserError("Every match of this table is known: use headline, which needs no bounds.")
-    store_bounds(derive_bounds(table, options.cost_ratios, choose_policies(options.settings, table)), options.out)
+    curves, own = [from_ratio(ratio) for ratio in options.cost_ratios], path.with_name(PRICES_FILE)
+    if own.exists():
+        curves.append(read_prices(own))
+    bounds = derive_bounds(table, curves, choose_policies(options.settings, table))
+    if own.exists():
+        bounds.source["own_prices"] = {"ratio": round(float(curves[-1].ratio()), 2), **curves[-1].facts}
+    store_bounds(bounds, options.out)
     print(f"{options.out}: {', '.join(FILES)}")
     return 0

@@ -59,13 +59,16 @@ class Engine:
         return replace(self, drafter=drafter)
 
 
-def build_engine(pair: Pair, runtime: str = "eager", drafter: Drafter | None = None, threads: int | None = None) -> Engine:
+def build_engine(
+    pair: Pair, runtime: str = "eager", drafter: Drafter | None = None, threads: int | None = None, release: bool = False
+) -> Engine:
     """A pair's models in a runtime, with a drafter (None: the pair's draft model).
 
     runtime: "eager", "compiled" or "auto", which measures. threads: for "auto" on a CPU, None to measure them too.
+    release: the pair's own forward is needed no more, so weights are held once.
     """
-    choice = choose_runtime(pair, threads) if runtime == "auto" else None
-    models = choice.models if choice else build_models(pair, runtime)
+    choice = choose_runtime(pair, threads, release=release) if runtime == "auto" else None
+    models = choice.models if choice else build_models(pair, runtime, release)
     drafter, device, ends = drafter or DraftModel(), Device(pair.device), frozenset(pair.eos_ids)
     drafter.attach(Workplace(device, pair.vocab_size, ends, models.draft, pair.draft_ids))
     return Engine(pair, models.target, drafter, device, models.runtime, ends, choice.reason if choice else "")

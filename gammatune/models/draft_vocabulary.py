@@ -15,6 +15,7 @@ from torch import nn
 
 from gammatune.config import Checkpoint
 from gammatune.errors import UserError
+from gammatune.models.int8 import Int8Linear
 
 RANKING_FILE = "token_ranking.npy"
 HOW = "make one with `python scripts/rank_tokens.py TOKENIZER_FOLDER TEXT... --out token_ranking.npy`"
@@ -100,9 +101,12 @@ def cut_lm_head(draft: nn.Module, ids: torch.Tensor) -> nn.Module:
     """A draft with the rows `ids` [N] of the given one's LM head; all else is shared with it, and it stays as it is."""
     shared = {id(tensor): tensor for tensor in (*draft.parameters(), *draft.buffers())}
     reduced = copy.deepcopy(draft, shared)
-    whole = draft.get_output_embeddings().weight
-    head = nn.Linear(whole.shape[1], len(ids), bias=False, device="meta")
-    head.weight = nn.Parameter(whole[ids], requires_grad=False)
+    whole = draft.get_output_embeddings()
+    if isinstance(whole, Int8Linear):
+        head = whole.cut(ids)
+    else:
+        head = nn.Linear(whole.in_features, len(ids), bias=False, device="meta")
+        head.weight = nn.Parameter(whole.weight[ids], requires_grad=False)
     reduced.config.tie_word_embeddings = False
     reduced.set_output_embeddings(head)
     return reduced

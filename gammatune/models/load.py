@@ -8,13 +8,25 @@ from pickle import UnpicklingError
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache, PreTrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
 from gammatune.config import MODEL_TYPES, Checkpoint, Shape, check_sizes
 from gammatune.errors import UserError
 from gammatune.files import parse_object, read_text
 from gammatune.models.devices import GIB, free_bytes
+from gammatune.models.gguf import INDEX, read_weights
+from gammatune.models.int8 import quantise
+from gammatune.models.pages import drop_pages
 from gammatune.models.sources import TOKENIZER_FILES, Files, check_whole, find_own_code, weight_files
 
 MOST_LABELS = 100_000
@@ -100,13 +112,13 @@ def load_tokenizer(files: Files):
 
 
 def check_int8(checkpoint: Checkpoint, role: str, device: torch.device) -> None:
-    """Raises UserError where int8 is asked for and cannot work: borrowed tables, no GPU, or no bitsandbytes."""
-    if checkpoint.quantization != "int8":
+    """Raises UserError where int8 is asked for and cannot work: on a GPU with borrowed tables or without bitsandbytes."""
+    if checkpoint.quantization != "int8" or device.type == "cpu":  # gammatune.models.int8 serves a CPU
         return
-    if checkpoint.borrows_tables:
-        raise UserError(f"A draft with borrowed tables is not quantised: set model_pair.{role}.quantization=null.")
     if device.type != "cuda":
-        raise UserError(f"model_pair.{role}.quantization=int8 works on a CUDA GPU only: set it to null on {device}.")
+        raise UserError(f"model_pair.{role}.quantization=int8 works on a CPU or CUDA GPU only: set it to null on {device}.")
+    if checkpoint.borrows_tables:
+        raise UserError(f"A draft with borrowed tables is not quantised on a GPU: set model_pair.{role}.quantization=null.")
     if find_spec("bitsandbytes") is None:
         raise UserError(f"model_pair.{role}.quantization=int8 needs bitsandbytes: run `pip install 'gammatune[int8]'`.")
 
@@ -185,16 +197,19 @@ def check_memory(name: str, demands: list[Demand], device: torch.device) -> None
         raise UserError(
             f"The pair {name} needs {needed / GIB:.1f} GiB on {device} ({needed} bytes: weights and {tokens} "
             f"tokens of cache), but {free / GIB:.1f} GiB are free ({free} bytes): choose a smaller pair, a "
-            "16-bit dtype, or on a GPU model_pair.target.quantization=int8."
+            "16-bit dtype, or model_pair.target.quantization=int8."
         )
 
 
 def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The model on the device, every weight from the checkpoint. Raises UserError when the files do not fill it."""
+    if files.gguf is not None:
+        return load_gguf(files, device, dtype)
     for path in weight_files(files):
         check_whole(path)
     extra = {"device_map": {"": device}} if device.type == "cuda" else {}
-    if files.checkpoint.quantization == "int8":
+    int8 = files.checkpoint.quantization == "int8"
+    if int8 and device.type == "cuda":
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -221,7 +236,41 @@ def load_model(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Mod
             f"The weights in {files.folder} lack {len(report['missing_keys'])} tensors that config.json asks "
             f"for (first: {min(report['missing_keys'])}): fetch the checkpoint again."
         )
+    if device.type == "cpu":
+        detach_from_file(model)
+        return quantise(model) if int8 else model
     return model
+
+
+def load_gguf(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model of a GGUF file on the device. Raises UserError where its tensors do not fill it."""
+    if files.checkpoint.quantization and device.type == "cuda":
+        raise UserError(
+            f"The {files.role} {files.name} is a GGUF file: set model_pair.{files.role}.quantization=null on a GPU."
+        )
+    config = read_config(files)
+    weights = read_weights(files.gguf, files.folder / INDEX, config, dtype)
+    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    )
+    model, report = made
+    missing = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if missing:
+        raise UserError(f"{files.gguf} does not fill its own settings (first: {min(missing)}): give another file.")
+    model.generation_config = GenerationConfig.from_pretrained(files.folder)
+    return quantise(model) if files.checkpoint.quantization == "int8" else model.to(device)
+
+
+def detach_from_file(model: nn.Module) -> None:
+    """Memory of their own for the embedding and all vectors. Every other weight a compiled runtime lays out anew.
+
+    Weights come as parts of a mapped file, which is let go once none of them is in use.
+    """
+    embedding = model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        if parameter is embedding or parameter.dim() == 1:
+            mapped, parameter.data = parameter.data, parameter.data.clone()
+            drop_pages(mapped)
 
 
 def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Module) -> nn.Module:
@@ -262,7 +311,7 @@ def load_borrowing_draft(files: Files, config: PreTrainedConfig, target: nn.Modu
     draft.set_input_embeddings(target.get_input_embeddings())
     draft.set_output_embeddings(target.get_output_embeddings())
     draft.config.vocab_size = target.config.vocab_size
-    return draft
+    return quantise(draft) if files.checkpoint.quantization == "int8" else draft
 
 
 def make_config(shape: Shape, **extra) -> PreTrainedConfig:

@@ -1,5 +1,6 @@
 """A pair ready to decode: target, draft, and everything the two must agree on, checked before any weight is read."""
 
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
@@ -108,7 +109,7 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
         draft = load.load_borrowing_draft(files["draft"], configs["draft"], target)
     elif with_draft:
         draft = load.load_model(files["draft"], device, dtype)
-    pair = assemble(config, target, draft, tokenizer, end_ids(target, tokenizer))
+    pair = assemble(config, target, draft, tokenizer, end_ids(target, tokenizer, config.target.ends))
     pair.identity = {role: sources.identify(found) for role, found in files.items()}
     return reduce_draft(pair, config.draft.vocabulary, ranking) if with_draft else pair
 
@@ -169,14 +170,19 @@ def assemble(config: PairConfig, target: nn.Module, draft: nn.Module | None, tok
     )
 
 
-def end_ids(target: nn.Module, tokenizer) -> tuple[int, ...]:
-    """Ids that end an answer: the generation config's, else the tokenizer's.
+def end_ids(target: nn.Module, tokenizer, more: Sequence[str] = ()) -> tuple[int, ...]:
+    """Ids that end an answer: the generation config's, else the tokenizer's, and those of the tokens `more`.
 
     Raises UserError when neither names one, or what is named is no token of the target.
     """
     named = target.generation_config.eos_token_id
     named = tokenizer.eos_token_id if named is None else named
     ends = tuple(named) if isinstance(named, list | tuple) else (named,)
+    known = tokenizer.get_vocab() if more else {}
+    for token in more:
+        if token not in known:
+            raise UserError(f"model_pair.target.ends names {token}, which is no token of the target: correct it.")
+    ends = tuple(dict.fromkeys([*ends, *(known[token] for token in more)]))
     if named is None or not ends:
         raise UserError("The target names no end-of-sequence token: set eos_token_id in its generation_config.json.")
     for end in ends:

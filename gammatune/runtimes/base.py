@@ -50,16 +50,34 @@ class Models:
     runtime: str  # what really runs: "eager" or "compiled"
 
 
-def build_models(pair: Pair, runtime: str) -> Models:
-    """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form."""
-    rows = pair.vocab_size if pair.draft_ids is None else len(pair.draft_ids)
-    if runtime == "compiled":
-        compiled, refusal = (GraphedModel, cuda.refusal) if pair.device.type == "cuda" else (NativeModel, native.refusal)
-        models = {"target": pair.target} | ({"draft": pair.draft} if pair.draft is not None else {})
-        found = [f"{role}: {reason}" for role, model in models.items() if (reason := refusal(model))]
-        if not found:
-            draft = None if pair.draft is None else compiled(pair.draft, rows, pair.context)
-            return Models(compiled(pair.target, pair.vocab_size, pair.context), draft, "compiled")
+def build_models(pair: Pair, runtime: str, release: bool = False) -> Models:
+    """The runtime that a config names; eager, with one warning on stderr, where a model of the pair has no compiled form.
+
+    release: the pair serves nothing else from then on, so a compiled form need not leave it its weights.
+    """
+    if runtime == "compiled" and (found := refusals(pair)):
         print(f"gammatune: running eager, since this pair has no compiled form ({'; '.join(found)}).", file=sys.stderr)
-    draft = None if pair.draft is None else EagerModel(pair.draft, rows)
-    return Models(EagerModel(pair.target, pair.vocab_size), draft, "eager")
+        runtime = "eager"
+    return Models(*(build_model(pair, role, runtime, release) for role in ("target", "draft")), runtime)
+
+
+def build_model(pair: Pair, role: str, runtime: str, release: bool = False) -> Model | None:
+    """One model of a pair of which nothing is refused; None for a draft that the pair does not have."""
+    model = getattr(pair, role)
+    if model is None:
+        return None
+    rows = pair.vocab_size if role == "target" or pair.draft_ids is None else len(pair.draft_ids)
+    if runtime == "eager":
+        return EagerModel(model, rows)
+    return (
+        GraphedModel(model, rows, pair.context)
+        if pair.device.type == "cuda"
+        else NativeModel(model, rows, pair.context, release)
+    )
+
+
+def refusals(pair: Pair) -> list[str]:
+    """Why this pair has no compiled form here, a reason for each of its models that has none."""
+    runtime = cuda if pair.device.type == "cuda" else native
+    models = {"target": pair.target, "draft": pair.draft}
+    return [f"{role}: {why}" for role, model in models.items() if model is not None and (why := runtime.refusal(model))]

@@ -1,8 +1,9 @@
 """runtime=auto: the fastest form of a pair that is exact on this machine, by a measurement of a few seconds.
 
 On a CPU, eager and (where nothing is refused) compiled models are timed on 1, 2, 4, ... threads, and compiled ones are taken
-only if their logits are eager's to rounding. On CUDA the compiled form is taken wherever it exists, unmeasured and unjudged:
-recording graphs only to compare them takes longer than a choice may.
+only if their logits are eager's to rounding. A pair of more than BOTH_FORMS is never held in both forms: its compiled models
+are judged in the same way, one after the other, but not timed against eager. On CUDA the compiled form is taken wherever it
+exists, unmeasured and unjudged: recording graphs only to compare them takes longer than a choice may.
 """
 
 from dataclasses import dataclass
@@ -12,14 +13,17 @@ from time import perf_counter
 import torch
 
 from gammatune.machine import available_cores
+from gammatune.models.devices import GIB
 from gammatune.models.pair import Pair
-from gammatune.runtimes import cuda, native
-from gammatune.runtimes.base import Model, Models, build_models
+from gammatune.runtimes import native
+from gammatune.runtimes.base import Model, Models, build_model, build_models, refusals
 
 BLOCK = 5  # drafted tokens of the round that is timed: a common length, and one that takes the way of several tokens
 FEEDS = (24, 1, 1, BLOCK + 1)  # the text that exactness is judged on: a prompt, single steps, a verification
 # What rounding may move, by dtype: eager's best logit lies at most so far above the compiled choice's; the median logit half
 ROUNDING = {torch.float32: 1e-3, torch.float16: 6e-2, torch.bfloat16: 5e-1}
+FIXED_POINT = 1e-2  # at least so much with weights in int8, where eager's activations are no 16-bit fixed point
+BOTH_FORMS = 2 * GIB  # of weights
 BURST, BURSTS = 3, 4  # timed calls in a row, and how often at most
 PROMPT = 32  # tokens in the cache while calls are timed
 GIVE_UP = 8.0  # a candidate whose very first step takes this many times the best step is not timed at all
@@ -55,22 +59,25 @@ class Candidate:
         return f"{self.models.runtime} on {count(self.threads, 'thread')}"
 
 
-def choose_runtime(pair: Pair, threads: int | None = None, seconds: float = 4.0) -> Choice:
+def choose_runtime(pair: Pair, threads: int | None = None, seconds: float = 4.0, release: bool = False) -> Choice:
     """The fastest exact models of the pair; torch's threads are set to the number that won. Its dtype stays.
 
-    threads: None tries 1, 2, 4, ... up to the cores of this process. seconds: after these nothing new is timed; the check of
-    exactness, and on its first use compiling the C++ step, come on top.
+    threads: None tries 1, 2, 4, ... up to the cores of this process. seconds: of measuring; building the models, the
+    check of exactness, and on its first use compiling the C++ step, come on top. release: as for build_models.
     """
     if pair.device.type == "cuda":
         return choose_on_cuda(pair)
-    deadline, rejected = perf_counter() + seconds, refusal(pair)
-    torch.set_num_threads(1)  # copying weights gains little from more, and loses much where the cores are busy
-    forms = [build_models(pair, name) for name in (("eager",) if rejected else ("compiled", "eager"))]
-    candidates = [Candidate(models, n) for n in thread_counts(threads) for models in forms]
-    measure(candidates, pair, deadline)
+    counts, rejected = thread_counts(threads), "; ".join(refusals(pair))
+    if release and not rejected and count_bytes(pair) > BOTH_FORMS:
+        forms, rejected = build_large(pair, counts[0])
+    else:
+        torch.set_num_threads(1)  # copying weights gains little from more, and loses much where the cores are busy
+        forms = [build_models(pair, name) for name in (("eager",) if rejected else ("compiled", "eager"))]
+    candidates = [Candidate(models, n) for n in counts for models in forms]
+    measure(candidates, pair, perf_counter() + seconds)
     best = min(candidates, key=rank)
-    if best.models.runtime == "compiled":
-        eager = [candidate for candidate in candidates if candidate.models.runtime == "eager"]
+    eager = [candidate for candidate in candidates if candidate.models.runtime == "eager"]
+    if best.models.runtime == "compiled" and eager:
         rejected = find_deviation(best, min(eager, key=rank), pair)
         if rejected:
             candidates, best = eager, min(eager, key=rank)
@@ -78,24 +85,39 @@ def choose_runtime(pair: Pair, threads: int | None = None, seconds: float = 4.0)
     for model in (best.models.target, best.models.draft):
         if model is not None:
             model.reset()
+        if release and isinstance(model, native.NativeModel):
+            model.release()
     return Choice(best.models, best.threads, explain(best, candidates, rejected))
 
 
+def count_bytes(pair: Pair) -> int:
+    """Of all weights; those that two models share count once."""
+    models = [model for model in (pair.target, pair.draft) if model is not None]
+    return sum({id(weight): weight.nbytes for model in models for weight in model.parameters()}.values())
+
+
+def build_large(pair: Pair, threads: int) -> tuple[list[Models], str | None]:
+    """The compiled models of a pair alone; eager ones, and why, if a compiled one deviates from what eager gave before."""
+    torch.set_num_threads(threads)
+    built = {}
+    for role in ("target", "draft"):
+        if getattr(pair, role) is None:
+            continue
+        expected = read_text(build_model(pair, role, "eager"), pair)
+        built[role] = build_model(pair, role, "compiled", release=True)
+        deviation = describe_deviation(role, read_text(built[role], pair), expected, find_limit(pair, role))
+        if deviation:
+            for done in built.values():
+                native.restore(done.model)
+            return [build_models(pair, "eager")], deviation
+    return [Models(built["target"], built.get("draft"), "compiled")], None
+
+
 def choose_on_cuda(pair: Pair) -> Choice:
-    refused = refusal(pair)
+    refused = "; ".join(refusals(pair))
     models = build_models(pair, "eager" if refused else "compiled")
     reason = f"eager, since compiled is refused ({refused})" if refused else "compiled, not measured on CUDA"
     return Choice(models, torch.get_num_threads(), reason)
-
-
-def refusal(pair: Pair) -> str | None:
-    """Why this pair has no compiled form here; None where it has one."""
-    runtime = cuda if pair.device.type == "cuda" else native
-    for role, model in (("target", pair.target), ("draft", pair.draft)):
-        reason = None if model is None else runtime.refusal(model)
-        if reason:
-            return f"{role}: {reason}"
-    return None
 
 
 def find_deviation(compiled: Candidate, eager: Candidate, pair: Pair) -> str | None:
@@ -103,14 +125,28 @@ def find_deviation(compiled: Candidate, eager: Candidate, pair: Pair) -> str | N
     for role in ("target", "draft"):
         if getattr(eager.models, role) is None:
             continue
-        got, expected = (read_text(candidate, role, pair) for candidate in (compiled, eager))  # [tokens, vocab_size]
-        chosen = expected.gather(1, got.argmax(dim=1, keepdim=True))[:, 0]
-        shortfall = float((expected.amax(dim=1) - chosen).max())
-        middle = float((got - expected).abs().median())
-        limit = ROUNDING[pair.dtype]
-        # Written so that a NaN deviates
-        if not (shortfall <= limit and middle <= limit / 2):
-            return f"its {role} chooses tokens {shortfall:.2g} below eager's best logit, its logits differ by {middle:.2g}"
+        read = []
+        for candidate in (compiled, eager):
+            use_threads(candidate)
+            read.append(read_text(getattr(candidate.models, role), pair))
+        deviation = describe_deviation(role, *read, find_limit(pair, role))
+        if deviation:
+            return deviation
+    return None
+
+
+def find_limit(pair: Pair, role: str) -> float:
+    return max(ROUNDING[pair.dtype], FIXED_POINT if native.is_int8(getattr(pair, role)) else 0)
+
+
+def describe_deviation(role: str, got: torch.Tensor, expected: torch.Tensor, limit: float) -> str | None:
+    """What of compiled logits [tokens, vocab_size] rounding does not explain; None where it explains all."""
+    chosen = expected.gather(1, got.argmax(dim=1, keepdim=True))[:, 0]
+    shortfall = float((expected.amax(dim=1) - chosen).max())
+    middle = float((got - expected).abs().median())
+    # Written so that a NaN deviates
+    if not (shortfall <= limit and middle <= limit / 2):
+        return f"its {role} chooses tokens {shortfall:.2g} below eager's best logit, its logits differ by {middle:.2g}"
     return None
 
 
@@ -120,12 +156,13 @@ def made_text(pair: Pair, tokens: int) -> torch.Tensor:
     return torch.randint(pair.vocab_size, (tokens,), generator=generator)
 
 
-def read_text(candidate: Candidate, role: str, pair: Pair) -> torch.Tensor:
-    """All logits [tokens, vocab_size] of a short text, fed as decoding feeds it."""
-    use_threads(candidate)
-    model = getattr(candidate.models, role)
+def read_text(model: Model, pair: Pair) -> torch.Tensor:
+    """Logits [tokens - 1, vocab_size] of a short text, fed as decoding feeds it.
+
+    Not those after its first token: there models have activations so large that eager rounds noticeably, and nobody decodes.
+    """
     model.reset()
-    return torch.cat([model.forward(feed, len(feed)) for feed in made_text(pair, sum(FEEDS)).split(FEEDS)])
+    return torch.cat([model.forward(feed, len(feed)) for feed in made_text(pair, sum(FEEDS)).split(FEEDS)])[1:]
 
 
 def measure(candidates: list[Candidate], pair: Pair, deadline: float) -> None:

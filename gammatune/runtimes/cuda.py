@@ -1,4 +1,4 @@
-"""A Llama's forward pass on CUDA as replayed graphs, over a KV cache that stays in place.
+"""A Llama's or Qwen2's forward pass on CUDA as replayed graphs, over a KV cache that stays in place.
 
 Every number that changes between two calls (tokens, positions) lies in a buffer on the device, so one recorded graph per
 count of tokens, count of logits and span of the attention serves all calls: a forward costs the host three small launches
@@ -21,7 +21,7 @@ from torch._dynamo import mark_dynamic
 from torch.nn import functional as F
 
 from gammatune.runtimes import layout
-from gammatune.runtimes.layout import Dimensions, FixedCache, dimensions, layer_parts, rope_tables
+from gammatune.runtimes.layout import Dimensions, FixedCache, dimensions, join_biases, layer_parts, rope_tables
 
 WARM_UPS = 3  # what PyTorch's notes on CUDA graphs ask for before a capture
 
@@ -42,6 +42,7 @@ class Layer(NamedTuple):
 
     attention_norm: torch.Tensor
     qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
     output: torch.Tensor
     mlp_norm: torch.Tensor
     gate_up: torch.Tensor
@@ -239,6 +240,7 @@ def lay_out(layer: nn.Module) -> Layer:
     return Layer(
         attention_norm=parts.attention_norm,
         qkv=fuse(parts.q, parts.k, parts.v),
+        qkv_bias=join_biases(parts),
         output=parts.output.weight.data,
         mlp_norm=parts.mlp_norm,
         gate_up=fuse(parts.gate, parts.up),
@@ -277,7 +279,7 @@ def start_layer(x: torch.Tensor, layer: Layer, sizes: Dimensions, place: Place) 
     """RMS norm, QKV projection and RoPE: x [n, hidden] to queries [heads, n, head size]; keys and values into the cache."""
     heads, both, n = sizes.heads, sizes.heads + sizes.kv_heads, x.shape[0]
     normed = F.rms_norm(x, x.shape[-1:], layer.attention_norm, sizes.eps)
-    qkv = F.linear(normed, layer.qkv).view(n, both + sizes.kv_heads, sizes.head_size).transpose(0, 1)
+    qkv = F.linear(normed, layer.qkv, layer.qkv_bias).view(n, both + sizes.kv_heads, sizes.head_size).transpose(0, 1)
     rotated = rotate(qkv[:both], place)
     layer.keys.index_copy_(1, place.positions, rotated[heads:])
     layer.values.index_copy_(1, place.positions, qkv[both:])

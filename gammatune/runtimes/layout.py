@@ -1,18 +1,20 @@
-"""What the two compiled runtimes share: the parts of a Llama, what of it they refuse, and a KV cache that stays in place."""
+"""What the compiled runtimes share: parts of a Llama or Qwen2, what of it they refuse, a KV cache that stays in place."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
+
+from gammatune.models.int8 import Int8Linear
 
 # RoPE types whose angles do not depend on how long the text is, so that one table of them serves every forward
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 class Dimensions(NamedTuple):
-    """Sizes of a Llama that every layer shares."""
+    """Sizes of a model that every layer shares."""
 
     hidden: int
     intermediate: int  # width between the SwiGLU's projections
@@ -43,13 +45,16 @@ class LayerParts:
 
 def refusal(model: nn.Module) -> str | None:
     """Why neither compiled runtime can run this model, for a warning; None where both have a form for its layers."""
-    if not isinstance(model, LlamaForCausalLM):
-        return f"{type(model).__name__} is no Llama"
-    linears = [linear for layer in model.model.layers for linear in layer_parts(layer).linears]
-    if any(type(linear) is not nn.Linear or not linear.weight.is_floating_point() for linear in linears):
-        return "its layers are quantised"
-    if any(linear.bias is not None for linear in linears):
-        return "its layers have biases"
+    if not isinstance(model, LlamaForCausalLM | Qwen2ForCausalLM):
+        return f"{type(model).__name__} is no Llama and no Qwen2"
+    layers = [layer_parts(layer) for layer in model.model.layers]
+    linears = [linear for layer in layers for linear in layer.linears]
+    if any(type(linear) is not nn.Linear and type(linear) is not Int8Linear for linear in linears):
+        return "its layers are quantised in a form of their own"
+    if any(linear.bias is not None for layer in layers for linear in layer.linears[3:]):
+        return "its layers have biases other than those of queries, keys and values"
+    if set(getattr(model.config, "layer_types", None) or ()) - {"full_attention"}:
+        return "some of its layers see a part of the text only"
     if model.config.hidden_act != "silu":
         return f"its activation is {model.config.hidden_act}, not silu"
     rope = model.model.rotary_emb.rope_type
@@ -71,7 +76,16 @@ def layer_parts(layer: nn.Module) -> LayerParts:
     )
 
 
-def dimensions(model: LlamaForCausalLM) -> Dimensions:
+def join_biases(parts: LayerParts) -> torch.Tensor | None:
+    """Of queries, keys and values, in this order [heads + 2 kv heads, times head size]; None where there are none."""
+    linears = parts.q, parts.k, parts.v
+    if all(linear.bias is None for linear in linears):
+        return None
+    rows = [linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.data for linear in linears]
+    return torch.cat(rows)
+
+
+def dimensions(model: nn.Module) -> Dimensions:
     config = model.config
     return Dimensions(
         hidden=config.hidden_size,
@@ -83,7 +97,7 @@ def dimensions(model: LlamaForCausalLM) -> Dimensions:
     )
 
 
-def rope_tables(model: LlamaForCausalLM, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_tables(model: nn.Module, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [positions, head size] of RoPE, in the model's dtype as its own layers get them."""
     like = model.model.embed_tokens.weight[:1, None]
     cosines, sines = model.model.rotary_emb(like, torch.arange(positions, device=like.device)[None])

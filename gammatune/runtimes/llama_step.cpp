@@ -1,17 +1,18 @@
-// One forward pass of a Llama over some tokens, on CPU threads: every weight is read once, at the speed of memory.
+// One forward pass of a Llama or Qwen2 over some tokens, on CPU threads: every weight is read once, at the speed of memory.
 //
 // Each layer is RMS norm, QKV projection, RoPE with the write into the KV cache, attention (scores, softmax, weighted
 // values), output projection; then RMS norm, SwiGLU and down projection. RMS norm and LM head end the pass. Weights and KV
 // cache are of type T (float or bfloat16); all sums and the residual stream are float.
 //
 // Weights [out, in] lie in panels of PANEL rows, and in a panel line of 64 bytes by line: PANEL first lines, one of each
-// row, then PANEL second ones. So a pass reads them front to back. Keys lie in tiles [kv heads, positions / TILE, head size,
-// TILE], so that the scores of TILE positions are sums of contiguous vectors; values as [kv heads, positions, head size].
+// row, then PANEL second ones. So a pass reads them front to back. A matrix may be held in bytes instead, see "in bytes".
+// Keys lie in tiles [kv heads, positions / TILE, head size, TILE], so that the scores of TILE positions are sums of
+// contiguous vectors; values as [kv heads, positions, head size].
 //
 // One or two tokens are multiplied by vector instructions; from TILES_FROM on, where a processor has them, by tile
 // instructions (AMX), with which sixteen tokens cost about what one does. Each kind adds up a row in one order, whatever the
 // count of tokens and threads, but the two orders differ: a token fed alone or with one other gives the same bits, and
-// without tiles (in float always) a token in any feed does.
+// without tiles (in float always) a token in any feed does. Products of bytes add up integers, so they are the same always.
 //
 // A pass is a chain of phases with a barrier between; in each, a thread takes its share of the panels, or of the heads.
 
@@ -21,12 +22,13 @@
 #include <cstring>
 #include <initializer_list>
 #include <omp.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-#ifdef __AMX_BF16__
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define TILES
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__) || defined(TILES)
+#include <immintrin.h>
 #endif
 
 namespace {
@@ -37,7 +39,9 @@ constexpr int64_t TILE = 32;        // positions of a tile of keys
 constexpr int64_t TOKEN_GROUP = 6;  // tokens at a time, so that their sums stay in vector registers
 constexpr int64_t TILES_FROM = 3;   // tokens from which tile instructions are faster
 using Floats = float __attribute__((vector_size(64)));
+using Ints = int32_t __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
+using Bytes = int8_t __attribute__((vector_size(16)));
 using Halves = uint16_t __attribute__((vector_size(32)));
 struct bfloat16 { uint16_t bits; };
 
@@ -74,8 +78,20 @@ void store(Floats v, bfloat16* to) {
 // Weights come in the order in which they lie, so what is needed next is known
 void prefetch_after(const void* now) { __builtin_prefetch((const char*)now + 8192, 0, 2); }
 
+float highest(Floats v) {
+    float top = v[0];
+    for (int i = 1; i < LANES; i++) top = v[i] > top ? v[i] : top;
+    return top;
+}
+
 float sum(Floats v) {
     float total = 0;
+    for (int i = 0; i < LANES; i++) total += v[i];
+    return total;
+}
+
+int32_t sum(Ints v) {
+    int32_t total = 0;
     for (int i = 0; i < LANES; i++) total += v[i];
     return total;
 }
@@ -87,7 +103,6 @@ Floats exp_to_zero(Floats x) {
     Floats whole = (y + 12582912.0f) - 12582912.0f, r = y - whole;
     Floats p = broadcast(1.5403530e-4f);
     for (float c : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f}) p = p * r + c;
-    using Ints = int32_t __attribute__((vector_size(64)));
     return p * (Floats)((__builtin_convertvector(whole, Ints) + 127) << 23);
 }
 
@@ -203,7 +218,7 @@ void multiply_by_vectors(const T* w, const T* x, int64_t in, Range panels, int64
     }
 }
 
-#ifdef __AMX_BF16__
+#ifdef TILES
 constexpr bool HAS_TILES = true;
 
 // Linux lets a process use tile registers only after it asked
@@ -212,9 +227,11 @@ bool permit_tiles() {
     return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 }
 
-void configure_tiles() {
+// Tiles of 16 lines of 64 bytes; but 2, 3 and 5, for the first 16 tokens of products of bytes, have a line for each token
+void configure_tiles(int64_t n) {
     struct alignas(64) { uint8_t palette = 1, zeros[15] = {}; uint16_t bytes[16] = {}; uint8_t rows[16] = {}; } config;
     for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = PANEL;
+    for (int i : {2, 3, 5}) config.rows[i] = n < PANEL ? n : PANEL;
     _tile_loadconfig(&config);
 }
 
@@ -263,9 +280,152 @@ void multiply_by_tiles(const bfloat16* w, const uint32_t* packed, int64_t in, Ra
 #else
 constexpr bool HAS_TILES = false;
 bool permit_tiles() { return false; }
-void configure_tiles() {}
+void configure_tiles(int64_t) {}
 void release_tiles() {}
 #endif
+
+// Matrices in bytes: a weight is the scale of its row times (byte - 128), a panel is [in / 4][PANEL rows][4 columns].
+//
+// A token is turned into 16-bit fixed point, x = unit (256 high + low) with signed bytes, since instructions multiply bytes
+// only; rounding to bfloat16 loses more of a product. They multiply an unsigned byte by a signed one: hence the 128, whose
+// share of a sum depends on the token alone. All sums are of integers and thus exact: a token gets the same bits by every
+// kernel, on every processor, with however many others it is fed. int32 holds them for up to 65,000 columns.
+struct FixedToken { float unit; int32_t high_sum, low_sum; };
+
+struct FixedTokens {
+    int64_t in;
+    int8_t *high, *low;  // [n, in] each
+    FixedToken* tokens;  // [n]
+
+    // Places for n tokens, and for as many more as a tile takes too many, from `memory` on
+    FixedTokens(void* memory, int64_t n, int64_t width) : in(width), high((int8_t*)memory) {
+        low = high + (n + PANEL) * in;
+        tokens = (FixedToken*)(low + (n + PANEL) * in);
+    }
+};
+
+template <class T>
+void to_fixed_point(const T* x, int64_t n, const FixedTokens& to) {
+    constexpr float MOST = 127 * 256;
+    for (int64_t t = 0, i = 0; t < n; t++) {
+        Floats top{}, poison{};
+        for (int64_t k = 0; k < to.in; k += LANES) {
+            Floats v = load(x + i + k), size = v < 0.0f ? -v : v;
+            top = size > top ? size : top;
+            poison += v * 0.0f;  // NaN from what is not finite: it must not become a number
+        }
+        float most = highest(top), inverse = most > 1e-30f ? MOST / most : 0;
+        Ints high_sum{}, low_sum{};
+        for (int64_t k = 0; k < to.in; k += LANES, i += LANES) {
+            Ints whole = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, Ints);
+            Ints low = whole << 24 >> 24, high = (whole - low) >> 8;
+            Bytes lows = __builtin_convertvector(low, Bytes), highs = __builtin_convertvector(high, Bytes);
+            std::memcpy(to.low + i, &lows, sizeof lows);
+            std::memcpy(to.high + i, &highs, sizeof highs);
+            low_sum += low, high_sum += high;
+        }
+        to.tokens[t] = {(inverse > 0 ? most / MOST : 0) + sum(poison), sum(high_sum), sum(low_sum)};
+    }
+}
+
+// put(row, token, W x) from both sums of bytes for PANEL rows
+template <class Put>
+void put_rows(Ints high, Ints low, const float* scales, const FixedToken& token, int64_t row, int64_t t, Put put) {
+    Floats highs = __builtin_convertvector(high - 128 * token.high_sum, Floats);
+    Floats lows = __builtin_convertvector(low - 128 * token.low_sum, Floats);
+    Floats product = (highs * 256.0f + lows) * (load(scales + row) * token.unit);
+    for (int64_t r = 0; r < PANEL; r++) put(row + r, t, product[r]);
+}
+
+// sum += 4 unsigned bytes . 4 signed ones, for each of 16 rows
+Ints add_products(Ints sum, Words line, const int8_t* x) {
+#ifdef __AVX512VNNI__
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)line, _mm512_set1_epi32(four));
+#else
+    for (int c = 0; c < 4; c++) sum += (Ints)((line >> (8 * c)) & 255) * x[c];
+    return sum;
+#endif
+}
+
+// One panel against N tokens from `first` on. One sum would wait for itself, hence several where tokens are few
+template <int N, class Put>
+void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first, Put put) {
+    constexpr int UNROLL = N == 1 ? 4 : N < 4 ? 2 : 1;
+    Ints high[UNROLL][N] = {}, low[UNROLL][N] = {};
+    const int8_t *highs = x.high + first * x.in, *lows = x.low + first * x.in;
+    for (int64_t k = 0; k < x.in; k += 4 * UNROLL)
+        for (int u = 0; u < UNROLL; u++, w += 64) {
+            Words line;
+            std::memcpy(&line, w, sizeof line);
+            prefetch_after(w);
+            for (int t = 0; t < N; t++) {
+                high[u][t] = add_products(high[u][t], line, highs + t * x.in + k + 4 * u);
+                low[u][t] = add_products(low[u][t], line, lows + t * x.in + k + 4 * u);
+            }
+        }
+    for (int t = 0; t < N; t++) {
+        for (int u = 1; u < UNROLL; u++) high[0][t] += high[u][t], low[0][t] += low[u][t];
+        put_rows(high[0][t], low[0][t], scales, x.tokens[first + t], row, first + t, put);
+    }
+}
+
+#ifdef TILES
+// One panel against `count` tokens in G groups of up to 16: sums in tiles 2 and 3 (second group: 0 and 1), weights in 4,
+// tokens in 5 (6). Here weights are the second operand, since few tokens are then few lines of the first: less work
+template <int G, class Put>
+void multiply_bytes_by_tiles(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first,
+                             int64_t count, Put put) {
+    const int8_t *high = x.high + first * x.in, *low = x.low + first * x.in;
+    _tile_zero(2); _tile_zero(3); _tile_zero(0); _tile_zero(1);
+    for (int64_t k = 0; k < x.in; k += 64, w += 64 * PANEL) {
+        for (int64_t line = 0; line < 16; line++) prefetch_after(w + 64 * line);
+        _tile_loadd(4, w, 64);
+        _tile_loadd(5, high + k, x.in);
+        _tile_dpbsud(2, 5, 4);
+        _tile_loadd(5, low + k, x.in);
+        _tile_dpbsud(3, 5, 4);
+        if constexpr (G == 2) {
+            _tile_loadd(6, high + PANEL * x.in + k, x.in);
+            _tile_dpbsud(0, 6, 4);
+            _tile_loadd(6, low + PANEL * x.in + k, x.in);
+            _tile_dpbsud(1, 6, 4);
+        }
+    }
+    Ints highs[2 * PANEL], lows[2 * PANEL];  // of a token each
+    _tile_stored(2, highs, 64); _tile_stored(3, lows, 64);
+    if constexpr (G == 2) { _tile_stored(0, highs + PANEL, 64); _tile_stored(1, lows + PANEL, 64); }
+    for (int64_t t = 0; t < count; t++) put_rows(highs[t], lows[t], scales, x.tokens[first + t], row, first + t, put);
+}
+#endif
+
+// put(row, token, W x) for these panels of a W in bytes
+template <class Put>
+void multiply_by_bytes(const uint8_t* w, const float* scales, const FixedTokens& x, Range panels, int64_t n, bool tiles,
+                       Put put) {
+    for (int64_t p = panels.first; p < panels.end; p++)
+        for (int64_t first = 0, count; first < n; first += count) {
+            const uint8_t* panel = w + p * PANEL * x.in;
+            int64_t row = p * PANEL, most = tiles ? 2 * PANEL : TOKEN_GROUP;
+            count = n - first < most ? n - first : most;
+#ifdef TILES
+            if (tiles) {
+                if (count > PANEL) multiply_bytes_by_tiles<2>(panel, scales, x, row, first, count, put);
+                else multiply_bytes_by_tiles<1>(panel, scales, x, row, first, count, put);
+                continue;
+            }
+#endif
+            switch (count) {
+                case 1: multiply_bytes<1>(panel, scales, x, row, first, put); break;
+                case 2: multiply_bytes<2>(panel, scales, x, row, first, put); break;
+                case 3: multiply_bytes<3>(panel, scales, x, row, first, put); break;
+                case 4: multiply_bytes<4>(panel, scales, x, row, first, put); break;
+                case 5: multiply_bytes<5>(panel, scales, x, row, first, put); break;
+                default: multiply_bytes<TOKEN_GROUP>(panel, scales, x, row, first, put);
+            }
+        }
+}
 
 // Root mean square normalisation of n rows
 template <class T>
@@ -282,15 +442,22 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t n, int64_t
 
 extern "C" {
 
+// [out, in], of the model's type or, where each row has a scale, in bytes
+struct Matrix {
+    const void* panels;
+    const float* scales;
+};
+
 struct Layer {
-    const void *qkv, *output, *gate_up, *down;
-    const float *attention_norm, *mlp_norm;
+    Matrix qkv, output, gate, up, down;
+    const float *qkv_bias, *attention_norm, *mlp_norm;  // the bias is zeros where a model has none
     void *keys, *values;  // this layer's KV cache
 };
 
 struct Model {
     const Layer* layers;
-    const void *embedding, *lm_head;
+    Matrix lm_head;
+    const void* embedding;
     const float *final_norm, *cosines, *sines;  // RoPE tables [positions, head size], the sine of the first half negated
     int64_t layer_count, hidden, intermediate, heads, kv_heads, head_size;
     int64_t embeddings, vocab, positions;  // rows of the embedding and of the LM head; of the KV cache
@@ -306,7 +473,7 @@ struct Buffers {
     void *swiglu;      // [n, intermediate]
     float *scores;     // [TOKEN_GROUP, positions] of one head, softmax weights later
     void *normed;      // [n, hidden]
-    void *packed;      // tokens in the order of tile products
+    void *packed;      // tokens in the order of tile products, or in fixed point
     int64_t packed_words;
 };
 
@@ -337,9 +504,14 @@ struct Pass {
 
     // put(row, token, W x) for these panels of W [.., in] and x [count, in]; again: the call before had the same x
     template <class Put>
-    void project(const void* weights, const T* x, int64_t in, Range panels, int64_t count, Put put, bool again = false) {
-        const T* w = (const T*)weights;
-#ifdef __AMX_BF16__
+    void project(const Matrix& weights, const T* x, int64_t in, Range panels, int64_t count, Put put, bool again = false) {
+        if (weights.scales) {
+            FixedTokens fixed(packed, count, in);
+            if (!again) to_fixed_point(x, count, fixed);
+            return multiply_by_bytes((const uint8_t*)weights.panels, weights.scales, fixed, panels, count, tiles, put);
+        }
+        const T* w = (const T*)weights.panels;
+#ifdef TILES
         if constexpr (bf16)
             if (tiles) {
                 if (!again) pack_tokens(x, in, count, packed);
@@ -357,7 +529,7 @@ struct Pass {
     }
 
     // The output and the down projection end in the residual stream
-    void project_and_add(const void* w, const T* y, int64_t in) {
+    void project_and_add(const Matrix& w, const T* y, int64_t in) {
         float* residual = buffers.residual;
         int64_t hidden = m.hidden;
         project(w, y, in, my_share(hidden / PANEL), n,
@@ -368,9 +540,10 @@ struct Pass {
     void qkv_projection(const Layer& layer) {
         rms_norm(buffers.residual, layer.attention_norm, m.eps, n, m.hidden, normed);
         float* qkv = buffers.qkv;
+        const float* bias = layer.qkv_bias;
         int64_t stride = qkv_width;
         project(layer.qkv, normed, m.hidden, my_share(stride / PANEL), n,
-                [=](int64_t r, int64_t t, float v) { qkv[t * stride + r] = v; });
+                [=](int64_t r, int64_t t, float v) { qkv[t * stride + r] = v + bias[r]; });
     }
 
     // RoPE of queries and keys by their positions; keys and values go into the KV cache
@@ -450,11 +623,10 @@ struct Pass {
         for (int64_t j = visible; j < padded; j++) s[j] = -INFINITY;
         Floats top = load(s);
         for (int64_t j = LANES; j < padded; j += LANES) top = load(s + j) > top ? load(s + j) : top;
-        float highest = top[0];
-        for (int i = 1; i < LANES; i++) highest = top[i] > highest ? top[i] : highest;
+        float most = highest(top);
         Floats total{};
         for (int64_t j = 0; j < padded; j += LANES) {
-            Floats weight = exp_to_zero(load(s + j) - highest);
+            Floats weight = exp_to_zero(load(s + j) - most);
             total += weight;
             std::memcpy(s + j, &weight, sizeof weight);
         }
@@ -484,10 +656,10 @@ struct Pass {
         Range part = my_share(m.intermediate / PANEL);
         int64_t width = m.intermediate;
         float *gates = buffers.gate_up, *ups = buffers.gate_up + n * width;
-        const T* w = (const T*)layer.gate_up;
-        project(w, normed, m.hidden, part, n, [=](int64_t r, int64_t t, float v) { gates[t * width + r] = v; });
-        project(w + width * m.hidden, normed, m.hidden, part, n,
-                [=](int64_t r, int64_t t, float v) { ups[t * width + r] = v; }, true);
+        auto put_gate = [=](int64_t r, int64_t t, float v) { gates[t * width + r] = v; };
+        auto put_up = [=](int64_t r, int64_t t, float v) { ups[t * width + r] = v; };
+        project(layer.gate, normed, m.hidden, part, n, put_gate);
+        project(layer.up, normed, m.hidden, part, n, put_up, true);
         for (int64_t t = 0; t < n; t++)
             for (int64_t i = t * width + part.first * PANEL; i < t * width + part.end * PANEL; i += LANES)
                 store(sigmoid(load(gates + i)) * load(gates + i) * load(ups + i), swiglu_out + i);
@@ -528,12 +700,12 @@ bool forward(const Model& m, const Buffers& buffers, const int64_t* tokens, int6
              float* logits, int threads) {
     for (int64_t t = 0; t < n; t++)
         if (tokens[t] < 0 || tokens[t] >= m.embeddings) return false;
-    static const bool permitted = HAS_TILES && sizeof(T) == 2 && permit_tiles();
+    static const bool permitted = HAS_TILES && permit_tiles();
     bool tiles = permitted && n >= TILES_FROM;
     Barrier barrier;
 #pragma omp parallel num_threads(threads)
     {
-        if (tiles) configure_tiles();
+        if (tiles) configure_tiles(n);
         Pass<T>(m, buffers, n, start, tiles, barrier).run(tokens, keep, logits);
         if (tiles) release_tiles();
     }

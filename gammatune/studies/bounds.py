@@ -14,7 +14,7 @@ import pandas as pd
 from gammatune.errors import UserError, one_line
 from gammatune.files import read_json, read_text, write_json, write_text
 from gammatune.policies import Policy
-from gammatune.replay.prices import PriceList, from_ratio
+from gammatune.replay.prices import PriceList
 from gammatune.replay.simulate import fill_unknown
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable
@@ -84,11 +84,11 @@ def bounded_numbers(speeds: dict[str, list[Speeds]]) -> dict:
     return {name: {metric: bound(speeds, Speeds.ratio, name, metric) for metric in METRICS} for name in names}
 
 
-def derive_bounds(table: AcceptanceTable, ratios: list[float], policies: dict[str, Policy]) -> Bounds:
-    """Raises UserError where no match is known."""
+def derive_bounds(table: AcceptanceTable, curves: list[PriceList], policies: dict[str, Policy]) -> Bounds:
+    """At each price list, which rows call by its T_target / T_draft. Raises UserError where no match is known."""
     starts, headline = [], []
-    for ratio in ratios:
-        speeds = bounded_speeds(table, from_ratio(ratio), policies)
+    for curve in curves:
+        ratio, speeds = round(float(curve.ratio()), 2), bounded_speeds(table, curve, policies)
         for policy in ("fixed", *(name for name in policies if name != "fixed")):
             has_starts = len(speeds["lower"][0].by_policy[policy]) > 1
             for place, start in enumerate(STARTS if has_starts else ()):

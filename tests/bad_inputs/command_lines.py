@@ -156,7 +156,7 @@ OPTIONS = [
     command("record model_pair=tiny-random --known nowhere", "nowhere"),
     command("record model_pair=tiny-random --known .", r"known answers \."),
     command("record model_pair=tiny-random decode=sample", "greedy decoding only"),
-    command("record model_pair=tiny-random tasks.limit=1 tasks.overlong=skip --out file", "file"),
+    command("record model_pair=tiny-random tasks.overlong=skip --out file", "file"),
     command("prices --contexts x", "--contexts x cannot be read"),
     command("prices model_pair=tiny-random --contexts 0", "--contexts 0 must hold"),
     command(f"prices model_pair=tiny-random --contexts {ENDLESS}", "--contexts"),

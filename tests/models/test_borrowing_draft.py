@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from gammatune.config import Checkpoint, PairConfig, TasksConfig
 from gammatune.errors import UserError
-from gammatune.models.load import load_borrowing_draft, read_config
+from gammatune.models.load import check_int8, load_borrowing_draft, read_config
 from gammatune.models.pair import load_pair
 from gammatune.models.sources import locate
 from gammatune.tasks.prompts import build_prompt
@@ -111,8 +111,12 @@ def test_a_pair_from_a_local_target_and_a_borrowing_draft(make_checkpoint, tmp_p
     assert pair.draft.lm_head.weight.data_ptr() == pair.target.lm_head.weight.data_ptr()
     assert pair.vocab_size == 259
     assert not any(p.requires_grad for p in pair.draft.parameters())
-    with pytest.raises(UserError, match="borrowed tables is not quantised"):
-        load_pair(replace(config, draft=replace(draft, quantization="int8")))
+    int8 = replace(draft, quantization="int8")
+    pair = load_pair(replace(config, draft=int8))
+    assert pair.draft.lm_head.weight.dtype == torch.int8 and pair.target.lm_head.weight.dtype == torch.bfloat16
+    assert pair.draft.model.embed_tokens is pair.target.model.embed_tokens
+    with pytest.raises(UserError, match="borrowed tables is not quantised on a GPU"):
+        check_int8(int8, "draft", torch.device("cuda"))
 
 
 @pytest.mark.embedded

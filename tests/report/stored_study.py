@@ -9,11 +9,12 @@ import numpy as np
 
 from gammatune.files import write_json
 from gammatune.policies import POLICIES
-from gammatune.replay.prices import Drafting, Price, PriceList, prices_to_json
+from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, prices_to_json
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
 from gammatune.studies.bounds import derive_bounds, store_bounds
-from gammatune.studies.importers.specbench import build_schedule, import_answers
+from gammatune.studies.importers.rounds import build_schedule
+from gammatune.studies.importers.specbench import import_answers, read_drafted
 from gammatune.studies.study import PRICES_FILE, TABLE_FILE, Study, read_study
 from gammatune.traces import MISMATCH, SignalColumns, TextTrace
 
@@ -95,7 +96,7 @@ def import_log(file: Path) -> AcceptanceTable:
     emitted = [[r.emitted for r in log] for log in logs]
     lines = [log_line(n, turn.task, lengths) for n, (turn, lengths) in enumerate(zip(turns, emitted, strict=True))]
     file.write_text("".join(lines))
-    return import_answers(file, build_schedule("fixed", LOG_GAMMA, BUDGET))
+    return import_answers(read_drafted(file, build_schedule("fixed", LOG_GAMMA, BUDGET)))
 
 
 def log_line(question: int, category: str, emitted: list[int]) -> str:
@@ -106,7 +107,9 @@ def log_line(question: int, category: str, emitted: list[int]) -> str:
 
 def store_bounded_log(folder: Path, table: AcceptanceTable) -> Path:
     """Write what `bounds` stores of an imported log; returns the folder."""
-    store_bounds(derive_bounds(table, RATIOS, {name: POLICIES[name]() for name in LOGGED}), folder)
+    store_bounds(
+        derive_bounds(table, [from_ratio(ratio) for ratio in RATIOS], {name: POLICIES[name]() for name in LOGGED}), folder
+    )
     return folder
 
 

@@ -11,7 +11,7 @@ from gammatune.studies.record import Recorder
 ARMS = ("policy=[ar,fixed,gammatune_plus,hf_heuristic]", "policy.hf_heuristic.carry=never", "policy.fixed.gamma=3")
 
 
-def build_tables(pair, runtime: str) -> Models:
+def build_tables(pair, runtime: str, release: bool = False) -> Models:
     """Tables in place of a pair's models."""
     draft = None if pair.draft is None else TableModel(pair.vocab_size, agreement=0.7)
     return Models(TableModel(pair.vocab_size), draft, runtime)

@@ -1,11 +1,12 @@
-"""Small Llamas for both compiled runtimes, and the comparison with transformers' own forward."""
+"""Small models for both compiled runtimes, and the comparison with transformers' own forward."""
 
 import torch
-from transformers import LlamaForCausalLM
+from torch import nn
+from transformers import LlamaForCausalLM, Qwen2ForCausalLM
 
 from gammatune.config import Shape
 from gammatune.models.load import make_config
-from gammatune.models.tiny import TinySettings, build_tiny_models
+from gammatune.models.tiny import TinySettings, build_tiny_models, draw_weights
 from gammatune.runtimes.eager import EagerModel
 
 VOCAB = 40
@@ -26,6 +27,17 @@ def odd_llama(rope_type: str = "default", **extra) -> LlamaForCausalLM:
     if rope_type in ("llama3", "yarn", "longrope"):
         config.rope_parameters["original_max_position_embeddings"] = 256
     return LlamaForCausalLM(config).eval()
+
+
+def qwen2(head_size: int = 64, **extra) -> Qwen2ForCausalLM:
+    """Six query heads over two; biases on queries, keys and values as large as what they are added to."""
+    shape = Shape(64, 128, 2, 6, 2, VOCAB, 512, head_dim=head_size, model_type="qwen2")
+    model = Qwen2ForCausalLM(make_config(shape, **extra))
+    draw_weights(model, torch.Generator().manual_seed(5))
+    for name, bias in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(bias, generator=torch.Generator().manual_seed(len(name)))
+    return model.eval().requires_grad_(False)
 
 
 def tokens_of(seed: int, length: int) -> torch.Tensor:

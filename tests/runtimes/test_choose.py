@@ -8,9 +8,10 @@ import pytest
 import torch
 from llamas import VOCAB
 
+from gammatune.models.int8 import quantise
 from gammatune.models.pair import random_pair
 from gammatune.runtimes import choose
-from gammatune.runtimes.base import Models, build_models
+from gammatune.runtimes.base import Models, build_model, build_models
 from gammatune.runtimes.choose import Candidate, choose_runtime
 from gammatune.runtimes.native_library import NoLibraryError, find_compiler
 
@@ -100,7 +101,7 @@ def test_a_compiled_runtime_that_deviates_is_not_chosen(pair, role, factor, monk
     def build_wrong(pair, runtime):
         models = build_models(pair, runtime)
         if runtime == "compiled":
-            getattr(models, role).lm_head *= factor
+            getattr(models, role).lm_head.panels.mul_(factor)
         return models
 
     monkeypatch.setattr(choose, "build_models", build_wrong)
@@ -110,24 +111,63 @@ def test_a_compiled_runtime_that_deviates_is_not_chosen(pair, role, factor, monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding_is_no_deviation(pair, dtype, needs_compiler):
-    pair = replace(pair, target=pair.target.to(dtype), draft=pair.draft.to(dtype), dtype=dtype)
+@pytest.mark.parametrize("form", [lambda model: model, quantise])
+def test_rounding_is_no_deviation(pair, dtype, form, needs_compiler):
+    pair = replace(pair, target=form(pair.target.to(dtype)), draft=form(pair.draft.to(dtype)), dtype=dtype)
     compiled, eager = (Candidate(build_models(pair, name), 1) for name in ("compiled", "eager"))
     assert choose.find_deviation(compiled, eager, pair) is None
+
+
+@pytest.fixture(params=["held in both forms", "too large for that"])
+def size(request, monkeypatch):
+    if request.param == "too large for that":
+        monkeypatch.setattr(choose, "BOTH_FORMS", 0)
+        monkeypatch.setattr(choose, "find_deviation", lambda *_: pytest.fail("both forms at once"))
+    return request.param
+
+
+@pytest.mark.parametrize("without_draft", [False, True])
+def test_a_chosen_compiled_form_leaves_the_weights_to_nobody(pair, size, without_draft, needs_compiler):
+    pair = replace(pair, draft=None) if without_draft else pair
+    choice, tokens = choose_runtime(pair, threads=1, release=True), torch.arange(4, 30)
+    assert choice.models.runtime == "compiled" and pair.target.lm_head.weight.dim() == 4
+    expected = build_models(random_pair(seed=1, noise=0.3, vocab_size=VOCAB), "compiled")
+    assert torch.equal(choice.models.target.forward(tokens, 9), expected.target.forward(tokens, 9))
+    if not without_draft:
+        assert torch.equal(choice.models.draft.forward(tokens, 9), expected.draft.forward(tokens, 9))
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_a_large_pair_whose_compiled_form_deviates_gets_its_weights_back(pair, role, monkeypatch, needs_compiler):
+    def build_wrong(pair, role_built, runtime, release=False):
+        model = build_model(pair, role_built, runtime, release)
+        if runtime == "compiled" and role_built == role:
+            model.final_norm *= -1
+        return model
+
+    monkeypatch.setattr(choose, "build_model", build_wrong)
+    monkeypatch.setattr(choose, "BOTH_FORMS", 0)
+    choice, tokens = choose_runtime(pair, threads=1, release=True), torch.arange(4, 30)
+    assert choice.models.runtime == "eager" and f"compiled was not chosen (its {role} chooses tokens" in choice.reason
+    expected = build_models(random_pair(seed=1, noise=0.3, vocab_size=VOCAB), "eager")
+    for got, wanted in ((choice.models.target, expected.target), (choice.models.draft, expected.draft)):
+        assert torch.equal(got.forward(tokens, 9), wanted.forward(tokens, 9))
 
 
 def test_what_is_refused_runs_eager_and_says_why(pair):
     half = replace(pair, target=pair.target.half(), draft=pair.draft.half(), dtype=torch.float16)
     choice = choose_runtime(half, threads=1, seconds=0)
     assert choice.models.runtime == "eager" and choice.reason.endswith(
-        "compiled was not chosen (target: weights in float16 on cpu have no C++ step)"
+        "compiled was not chosen (target: weights in float16 on cpu have no C++ step; "
+        "draft: weights in float16 on cpu have no C++ step)"
     )
 
 
 def test_on_cuda_nothing_is_timed(pair, monkeypatch):
     monkeypatch.setattr(choose, "measure", lambda *_: pytest.fail("timed on CUDA"))
     choice = choose_runtime(replace(pair, device=torch.device("cuda")))
-    assert choice.reason == "eager, since compiled is refused (target: its weights are on cpu, not on one CUDA device)"
+    why = "its weights are on cpu, not on one CUDA device"
+    assert choice.reason == f"eager, since compiled is refused (target: {why}; draft: {why})"
 
 
 def test_threads_go_up_to_the_cores_of_this_process(monkeypatch):

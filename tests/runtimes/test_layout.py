@@ -2,8 +2,11 @@
 
 import pytest
 import torch
-from llamas import VOCAB, compare, llama, odd_llama, tokens_of
+from llamas import VOCAB, compare, llama, odd_llama, qwen2, tokens_of
+from transformers import Qwen3ForCausalLM
 
+from gammatune.config import Shape
+from gammatune.models.load import make_config
 from gammatune.runtimes import cuda, layout, native
 from gammatune.runtimes.cuda import GraphedModel, GraphSettings
 from gammatune.runtimes.eager import EagerModel
@@ -42,9 +45,17 @@ def test_what_does_not_fit_the_cache_is_refused_and_changes_nothing(build):
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (torch.nn.Linear(2, 2), "Linear is no Llama"),
-        (odd_llama(attention_bias=True), "its layers have biases"),
-        (odd_llama(mlp_bias=True), "its layers have biases"),
+        (torch.nn.Linear(2, 2), "Linear is no Llama and no Qwen2"),
+        (
+            Qwen3ForCausalLM(make_config(Shape(64, 128, 1, 4, 2, VOCAB, model_type="qwen3"))),
+            "Qwen3ForCausalLM is no Llama and no Qwen2",
+        ),
+        (odd_llama(attention_bias=True), "its layers have biases other than those of queries, keys and values"),
+        (odd_llama(mlp_bias=True), "its layers have biases other than those of queries, keys and values"),
+        (
+            qwen2(use_sliding_window=True, sliding_window=8, max_window_layers=1),
+            "some of its layers see a part of the text only",
+        ),
         (odd_llama(hidden_act="gelu"), "its activation is gelu, not silu"),
         (odd_llama("dynamic"), "its dynamic RoPE may depend on the text's length"),
         (odd_llama("longrope"), "its longrope RoPE may depend on the text's length"),
@@ -58,7 +69,23 @@ def test_both_refuse_the_same_models_in_the_same_words(model, reason):
 def test_a_quantised_layer_is_refused():
     model = llama()
     model.model.layers[1].mlp.up_proj = torch.nn.Identity()
-    assert native.refusal(model) == cuda.refusal(model) == "its layers are quantised"
+    assert native.refusal(model) == cuda.refusal(model) == "its layers are quantised in a form of their own"
+
+
+@pytest.mark.parametrize("build", [graphed, compiled])
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_biases_of_queries_keys_and_values_are_added(build, head_size):
+    """Negative control: without them the logits are others."""
+    model, eager = build(qwen2(head_size), 128), EagerModel(qwen2(head_size), VOCAB)
+    for size in (40, 1, 2, 6, 17):
+        got = compare(model, eager, tokens_of(size, size), size)
+    bare = qwen2(head_size)
+    for layer in bare.model.layers:
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            linear.bias = None
+    model, eager = build(bare, 128), EagerModel(bare, VOCAB)
+    compare(model, eager, tokens_of(40, 40), 40)
+    assert (compare(model, eager, tokens_of(17, 17), 17) - got).abs().median() > 0.1
 
 
 @pytest.mark.parametrize("rope", layout.FIXED_ROPES)

@@ -1,15 +1,19 @@
 """The compiled runtime on a CPU: transformers' numbers by the C++ step, and the same bits however few tokens are fed."""
 
 import platform
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llamas import VOCAB, compare, llama, odd_llama, tokens_of
+from llamas import VOCAB, compare, llama, odd_llama, qwen2, tokens_of
+from torch import nn
 
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
+from gammatune.models.int8 import quantise
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicySession
@@ -43,19 +47,32 @@ def test_logits_are_transformers_own(seed, steps):
         assert eager.length == model.length
 
 
-def check_every_block_length(dtype: torch.dtype) -> None:
-    model = llama(seed=2).to(dtype)
-    close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+def int8_qwen2() -> nn.Module:
+    return quantise(qwen2())
+
+
+def check_every_block_length(dtype: torch.dtype, make: Callable = llama) -> None:
+    model = cast_floats(make(), dtype)
+    close = {torch.float32: 2e-3 if make is int8_qwen2 else 1e-4, torch.bfloat16: 0.3}[dtype]
     for size in (*range(1, 8), 12, 13, 16, 17, 32, 33, CHUNK + 5):
         eager, compiled = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512)
         compare(compiled, eager, tokens_of(1, 40), 40, close)
         compare(compiled, eager, tokens_of(2, size), size, close)
 
 
+def cast_floats(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Weights in int8 and their scales stay, RoPE frequencies too."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 @DTYPES
-def test_every_block_length_and_a_prompt_longer_than_a_call(dtype):
+@pytest.mark.parametrize("make", [llama, qwen2, int8_qwen2])
+def test_every_block_length_and_a_prompt_longer_than_a_call(dtype, make):
     """One row of weights at a time, several, whole tiles of them: each is other code."""
-    check_every_block_length(dtype)
+    check_every_block_length(dtype, make)
 
 
 @pytest.fixture
@@ -72,8 +89,9 @@ def test_a_processor_without_bfloat16_and_tiles(dtype, fresh_library, monkeypatc
         pytest.skip("flags of another processor family")
     flags = [flag.replace("=native", "=x86-64-v3") for flag in native_library.FLAGS]
     monkeypatch.setattr(native_library, "FLAGS", flags)
-    check_every_block_length(dtype)
-    check_any_feed(dtype)
+    for make in (llama, int8_qwen2):
+        check_every_block_length(dtype, make)
+        check_any_feed(dtype, make)
 
 
 def feed(model: NativeModel, tokens: torch.Tensor, sizes: list[int]) -> torch.Tensor:
@@ -89,7 +107,7 @@ def feed(model: NativeModel, tokens: torch.Tensor, sizes: list[int]) -> torch.Te
 @DTYPES
 def test_one_token_at_a_time_or_two_or_mixed_give_the_same_bits(dtype):
     """A draft lives on feeds of one and two tokens, a recorded table on feeds of one: their signals must be equal."""
-    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+    model, tokens = NativeModel(qwen2().to(dtype), VOCAB, 128), tokens_of(0, 100)
     ones = feed(model, tokens, [1])
     for sizes in ([2], [1, 2], [2, 2, 1]):
         assert torch.equal(feed(model, tokens, sizes), ones), sizes
@@ -98,8 +116,8 @@ def test_one_token_at_a_time_or_two_or_mixed_give_the_same_bits(dtype):
     assert torch.equal(model.forward(tokens[98:99], 1), ones[98:99])
 
 
-def check_any_feed(dtype: torch.dtype) -> None:
-    model, tokens = NativeModel(llama().to(dtype), VOCAB, 128), tokens_of(0, 100)
+def check_any_feed(dtype: torch.dtype, make: Callable = llama) -> None:
+    model, tokens = NativeModel(cast_floats(make(), dtype), VOCAB, 128), tokens_of(0, 100)
     ones = feed(model, tokens, [1])
     for size in (3, 5, 6, 7, 16, 40):
         assert torch.equal(feed(model, tokens, [size]), ones), size
@@ -107,6 +125,21 @@ def check_any_feed(dtype: torch.dtype) -> None:
 
 def test_in_float_any_feed_gives_the_same_bits():
     check_any_feed(torch.float32)
+
+
+@DTYPES
+def test_with_weights_in_int8_any_feed_gives_the_same_bits(dtype):
+    """By vectors and by tiles, one after the other: a verification's logits are those of single steps."""
+    check_any_feed(dtype, int8_qwen2)
+
+
+def test_a_number_that_is_not_finite_stays_so_in_int8():
+    model = int8_qwen2()
+    model.model.embed_tokens.weight[5, 3] = torch.nan
+    compiled = NativeModel(model, VOCAB, 128)
+    assert compiled.forward(torch.tensor([4, 6, 7]), 3).isfinite().all()
+    for tokens in (torch.tensor([5]), torch.tensor([5, 7, 9])):
+        assert compiled.forward(tokens, 3).isnan().all()
 
 
 @DTYPES
@@ -185,10 +218,33 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(capsys):
     assert warning.count("\n") == 1 and "running eager" in warning and "float16" in warning and "draft" not in warning
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("make", [llama, partial(llama, tied=True), qwen2, int8_qwen2])
+def test_released_weights_are_held_once(make, late):
+    """After the copy or layer by layer; a second model can still be made of them, and eager once they are restored."""
+    model, tokens = make(), tokens_of(0, 20)
+    expected = NativeModel(make(), VOCAB, 128).forward(tokens, 20)
+    compiled = NativeModel(model, VOCAB, 128, release=not late)
+    if late:
+        compiled.release()
+    sizes = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    held = sum(sizes.values())
+    laid_out = sum(matrix.panels.nbytes for layer in compiled.weights for matrix in layer.matrices)
+    others = sum(p.nbytes for p in model.parameters() if p.dim() < 4)
+    assert held == laid_out + compiled.lm_head.panels.nbytes + others
+    assert model.lm_head.weight.data_ptr() == compiled.lm_head.panels.data_ptr()
+    assert torch.equal(compiled.forward(tokens, 20), expected)
+    assert torch.equal(NativeModel(model, VOCAB, 128).forward(tokens, 20), expected)
+    native.restore(model)
+    assert torch.equal(EagerModel(model, VOCAB).forward(tokens, 20), EagerModel(make(), VOCAB).forward(tokens, 20))
+
+
 def test_odd_widths_are_refused():
     odd = odd_llama()
+    odd.config.intermediate_size = 96
+    assert native.refusal(odd) is None
+    assert native.refusal(quantise(odd)) == "its widths are no multiples of 64 or its heads no multiples of 16"
     odd.config.intermediate_size = 100
-    assert native.refusal(odd) == "its widths are no multiples of 32 or its heads no multiples of 16"
 
 
 def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkeypatch, tmp_path, capsys):

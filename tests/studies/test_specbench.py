@@ -17,7 +17,9 @@ from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, read_table
 from gammatune.report import metrics
 from gammatune.runs.store import read_run
 from gammatune.studies.bounds import estimate_match_rate
-from gammatune.studies.importers.specbench import Schedule, build_schedule, category_of, import_answers, schedule_names
+from gammatune.studies.importers import specbench
+from gammatune.studies.importers.rounds import Schedule, build_schedule, schedule_names
+from gammatune.studies.importers.specbench import category_of, read_drafted
 from gammatune.traces import TextTrace
 
 SPECBENCH = Path(__file__).parents[3] / "shared" / "specbench"
@@ -42,6 +44,10 @@ ANSWER = [
     ("choices", [CHOICE]),
     ("tstamp", float),
 ]
+
+
+def import_answers(path: Path, schedule: Schedule) -> AcceptanceTable:
+    return specbench.import_answers(read_drafted(path, schedule))
 
 
 def make_trace(match: np.ndarray) -> TextTrace:

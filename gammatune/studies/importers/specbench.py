@@ -14,19 +14,24 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
-from gammatune.config import MT_BENCH_CATEGORIES, TASKS, task_of
+from gammatune.config import MT_BENCH_CATEGORIES, TASKS
 from gammatune.errors import UserError, one_line
-from gammatune.policies import POLICIES, Policy
-from gammatune.records import MOST, Round
-from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
-from gammatune.studies.bounds import estimate_match_rate
-from gammatune.traces import MATCH, MISMATCH, UNKNOWN, TextTrace
+from gammatune.records import MOST
+from gammatune.replay.table import AcceptanceTable
+from gammatune.studies.importers.rounds import (
+    LoggedTurn,
+    Schedule,
+    SecondLog,
+    build_table,
+    find_matches,
+    join_second,
+    refuse_unmatched,
+    schedule_drafts,
+)
 
-MAX_NEW_TOKENS = 1024
 FAILED = "ERROR"  # Spec-Bench's text of a turn whose generation broke off
 SAMPLED = re.compile(r"temp-(?!0*\.?0*$)[\d.]+$")
 ONLY_CHAINS = "only logs whose rounds emit exactly the answer can be imported"
@@ -49,10 +54,14 @@ class Choice:
     new_tokens: list[int] = None
     #: emitted tokens of each round of all turns
     accept_lengths: list[int] = None
+    #: seconds, one per turn
+    wall_time: list[float] | None = None
 
     def validate_counts(self):
         if not len(self.turns) == len(self.decoding_steps) == len(self.new_tokens) > 0 or not self.accept_lengths:
             raise ValueError("turns, decoding_steps and new_tokens are of different lengths or empty")
+        if self.wall_time is not None and len(self.wall_time) != len(self.turns):
+            raise ValueError("turns and wall_time are of different lengths")
         if min(*self.decoding_steps, *self.new_tokens, *self.accept_lengths) < 1:
             raise ValueError("decoding_steps, new_tokens and accept_lengths must be 1 or more")
 
@@ -72,45 +81,22 @@ class Line:
 
 
 @dataclass
-class LoggedTurn:
-    """One turn of a log."""
+class AnswerFile:
+    """An answer file, read and checked."""
 
-    question_id: int
-    category: str
-    #: from 0
-    turn: int
-    #: emitted tokens per round; their sum is the answer's length
-    lengths: list[int]
-    #: whether generation broke off; nothing else counts then
-    failed: bool
+    path: Path
+    sha256: str
+    model_id: str
+    turns: list[LoggedTurn]  # without those whose generation broke off
+    failed: list[str]  # those
 
-    def __str__(self) -> str:
-        return f"turn {self.turn + 1} of question {self.question_id}"
+    @property
+    def facts(self) -> dict:
+        return {"source": self.path.name, "sha256": self.sha256, "model_id": self.model_id}
 
 
-@dataclass
-class Schedule:
-    """The rule that set the draft lengths of a log. As text: name and gamma, as an arm is labelled."""
-
-    #: of the policy, as configs call it
-    name: str
-    policy: Policy
-    #: token budget of a turn
-    max_new_tokens: int = MAX_NEW_TOKENS
-
-    def __str__(self) -> str:
-        gamma = getattr(self.policy, "gamma", None)
-        return self.name if gamma is None else f"{self.name}-{gamma}"
-
-
-def import_answers(path: Path, schedule: Schedule) -> AcceptanceTable:
-    """What a log of a greedy run tells in each question's choices[0], its draft lengths made again by the schedule.
-
-    Accepted tokens match; the token after a partly accepted round does not; the token after a fully accepted round is
-    unknown, since the draft was not asked there. So is a turn's last token: within the round's budget the draft may have
-    ended the sequence itself, which transformers does not count as accepted. Prompt lengths are not in the file: 0.
-    Raises UserError for a file that cannot be read, is none of this format, or contradicts the schedule.
-    """
+def read_answers(path: Path) -> AnswerFile:
+    """Raises UserError for a file that cannot be read or is none of this format."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"The answer file {path} is no regular file: {FROM_SPECBENCH}.")
@@ -124,22 +110,40 @@ def import_answers(path: Path, schedule: Schedule) -> AcceptanceTable:
     if times > 1:
         raise UserError(f"{path} answers question {question} twice: keep one of the two lines.")
     logged = [turn for line in lines for turn in split_turns(line, path)]
-    whole = [turn for turn in logged if not turn.failed]
-    if all(length == 1 for turn in whole for length in turn.lengths):
-        raise UserError(f"No round of {path} accepted a draft token: give the file of a run with a draft model.")
-    table = AcceptanceTable([make_turn(turn, schedule, path) for turn in whole])
-    table.facts = {
-        "source": path.name,
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "model_id": lines[0].model_id,
-        "schedule": str(schedule),
-        "settings": asdict(schedule.policy),
-        "max_new_tokens": schedule.max_new_tokens,
-        "rounds": sum(len(turn.lengths) for turn in whole),
-        "failed": [str(turn) for turn in logged if turn.failed],
-        "estimated match rate": estimate_match_rate(table),
-    }
-    return table
+    whole, failed = [turn for turn in logged if not turn.failed], [str(turn) for turn in logged if turn.failed]
+    return AnswerFile(path, hashlib.sha256(content).hexdigest(), lines[0].model_id, whole, failed)
+
+
+@dataclass
+class Drafted:
+    """A log of drafted answers with the number of tokens drafted in each round of each turn, as its schedule sets them."""
+
+    file: AnswerFile
+    schedule: Schedule
+    drafts: list[list[int]]
+
+
+def read_drafted(path: Path, schedule: Schedule) -> Drafted:
+    """Raises UserError for a file that cannot be read, is none of this format, or contradicts the schedule."""
+    file = read_answers(path)
+    refuse_unmatched(file.turns, path)
+    return Drafted(file, schedule, [schedule_drafts(turn, schedule, path) for turn in file.turns])
+
+
+def import_answers(log: Drafted, second: AnswerFile | None = None, most: int = 20) -> AcceptanceTable:
+    """What a log of a greedy run tells of each question's choices[0]; see `find_matches`. Prompt lengths are not in it: 0.
+
+    second: a log of the same pair and questions of which only accepted lengths are known, and most: its longest block; see
+    `SecondLog`. Raises UserError where the two do not belong together.
+    """
+    file, budget = log.file, log.schedule.max_new_tokens
+    matches = [find_matches(turn.lengths, drafted) for turn, drafted in zip(file.turns, log.drafts, strict=True)]
+    joined = join_second(file.turns, matches, SecondLog(second.turns, second.path.name, most)) if second else None
+    facts = {**file.facts, "settings": asdict(log.schedule.policy), "failed": file.failed}
+    if joined:
+        rounds = sum(len(turn.lengths) for turn in second.turns)
+        facts["second"] = {**second.facts, "rounds": rounds, "most": most, **asdict(joined)}
+    return build_table(file.turns, matches, str(log.schedule), budget, facts)
 
 
 def read_line(text: bytes, where: str) -> Line:
@@ -188,76 +192,13 @@ def split_turns(line: Line, path: Path) -> list[LoggedTurn]:
         )
     for turn, rounds in enumerate(choice.decoding_steps):
         failed, wanted = choice.turns[turn] == FAILED, choice.new_tokens[turn]
-        logged = LoggedTurn(line.question_id, line.category, turn, list(islice(lengths, rounds)), failed)
-        if not failed and sum(logged.lengths) != wanted:
+        logged = LoggedTurn(line.question_id, line.category, turn, list(islice(lengths, rounds)), failed=failed)
+        logged.text = choice.turns[turn]
+        logged.seconds = choice.wall_time[turn] if choice.wall_time else None
+        if not failed and logged.tokens != wanted:
             raise UserError(
                 f"{str(logged).capitalize()} in {path} does not add up ({wanted} new tokens, but its {rounds} rounds emit "
-                f"{sum(logged.lengths)}): {ONLY_CHAINS}."
+                f"{logged.tokens}): {ONLY_CHAINS}."
             )
         found.append(logged)
     return found
-
-
-def schedule_names() -> list[str]:
-    """Policies whose draft lengths follow from the accepted lengths of the turn alone."""
-    made = {name: policy() for name, policy in POLICIES.items() if name != "ar"}
-    return [n for n, p in made.items() if not (p.watches_draft or p.oracle) and p.carry == "turn"]
-
-
-def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS) -> Schedule:
-    """Raises UserError for an unknown policy, one whose draft lengths a log does not tell, or a gamma that it cannot have.
-
-    Spec-Bench's SpS with transformers 4.37 (its main branch) is hf_heuristic with gamma 5, the default here.
-    """
-    choices = f"choose one of {', '.join(schedule_names())}"
-    if name not in POLICIES:
-        raise UserError(f"--schedule {name} is not known: {choices}.")
-    if POLICIES[name].rule.watches_draft:
-        raise UserError(f"--schedule {name} watches the draft, so a log does not tell its draft lengths: {choices}.")
-    if name not in schedule_names():
-        raise UserError(f"The draft lengths of --schedule {name} cannot be told from the rounds of a turn alone: {choices}.")
-    if gamma is not None and not hasattr(POLICIES[name].rule, "gamma"):
-        raise UserError(f"--schedule {name} has no gamma: leave --gamma out.")
-    if not 1 <= max_new_tokens <= MOST:
-        raise UserError(f"--max-new-tokens {max_new_tokens} must lie between 1 and {MOST}.")
-    return Schedule(name, POLICIES[name](**({} if gamma is None else {"gamma": gamma})), max_new_tokens)
-
-
-def make_turn(logged: LoggedTurn, schedule: Schedule, path: Path) -> AcceptanceTurn:
-    match = rebuild_matches(logged, schedule, path)
-    none = np.zeros(0, np.int8)
-    return AcceptanceTurn(
-        question_id=logged.question_id,
-        category=logged.category,
-        task=task_of(logged.category),
-        turn=logged.turn,
-        prompt_tokens=0,
-        budget=schedule.max_new_tokens,
-        finish="length" if len(match) == schedule.max_new_tokens else "eos",
-        output_ids=none,
-        trace=TextTrace(match, signals=None, steps=none.astype(np.int8), ended=none.astype(bool), continuations=None),
-    )
-
-
-def rebuild_matches(logged: LoggedTurn, schedule: Schedule, path: Path) -> np.ndarray:
-    """[tokens] int8. Raises UserError where a round accepted more than was planned, or the turn is over its budget."""
-    policy, match, budget = schedule.policy, [], schedule.max_new_tokens
-    if sum(logged.lengths) > budget:
-        raise UserError(
-            f"{str(logged).capitalize()} in {path} has {sum(logged.lengths)} tokens, more than {budget}: give the "
-            "token budget of that run with --max-new-tokens."
-        )
-    policy.reset()
-    for number, emitted in enumerate(logged.lengths, start=1):
-        planned, accepted, place = policy.plan(), emitted - 1, len(match)
-        if accepted > planned:
-            raise UserError(
-                f"{path} contradicts the schedule {schedule}: round {number} of {logged} accepted {accepted} draft tokens, "
-                f"more than the {planned} planned; name the schedule of that run with --schedule and --gamma."
-            )
-        drafted = min(planned, budget - place - 1)
-        match += [MATCH] * accepted + [UNKNOWN if accepted == drafted else MISMATCH]
-        stop = "length" if drafted == planned else "budget"
-        policy.observe(Round(planned, drafted, accepted, emitted, drafted, stop, place))
-    match[-1] = UNKNOWN
-    return np.array(match, np.int8)

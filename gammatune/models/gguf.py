@@ -1,0 +1,142 @@
+"""GGUF checkpoints: settings and tokenizer become plain files once, weights are dequantised tensor by tensor at every start.
+
+transformers' own loader holds all weights in fp32 at once, which takes twice the memory of a 16-bit run. Names and
+layouts of the tensors are llama.cpp's (ggml-org/llama.cpp, gguf-py/gguf/constants.py). The plain files lie in the cache with
+a manifest of their checksums, which is compared at every start.
+"""
+
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig
+
+from gammatune.errors import UserError
+from gammatune.files import hash_file, read_json, write_json
+from gammatune.machine import available_cores, cache_dir
+from gammatune.models.wheels import discard
+
+INDEX, MANIFEST = "tensors.json", "manifest.json"
+OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+PARTS = {
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+ROWS = 4096  # of a matrix that are dequantised at once
+UNUSED = "rope_freqs"  # angles that the settings tell as well
+
+
+def describe_once(path: Path, sha256: str) -> Path:
+    """Folder with the file's settings, tokenizer and tensor index, made on the first call and where one of them changed.
+
+    sha256: of the file. Reading them out of it takes many seconds, since its vocabulary is read token by token. Raises
+    UserError for a file that is no model.
+    """
+    folder = cache_dir() / f"gguf-{sha256[:12]}"
+    if is_described(folder, sha256):
+        return folder
+    try:
+        with FileLock(folder.with_suffix(".lock")):
+            if not is_described(folder, sha256):
+                work = folder.with_suffix(".partial")
+                discard(work)
+                work.mkdir()
+                print(f"Reading the settings of {path.name}, once.", file=sys.stderr, flush=True)
+                describe(path, work)
+                files = {each.name: hash_file(each) for each in work.iterdir()}
+                write_json(work / MANIFEST, {"gguf_sha256": sha256, "files": files})
+                discard(folder)
+                work.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} could not be written ({error.strerror}): set GAMMATUNE_CACHE to another folder."
+        ) from error
+    return folder
+
+
+def is_described(folder: Path, sha256: str) -> bool:
+    """Whether the folder is as it was made, every byte of it."""
+    try:
+        manifest = read_json(folder / MANIFEST, "fetch again")
+        files = {path.name: path for path in folder.iterdir() if path.name != MANIFEST and not path.name.startswith(".")}
+        whole = manifest["gguf_sha256"] == sha256 and manifest["files"].keys() == files.keys()
+        links = any(path.is_symlink() or not path.is_file() for path in files.values())
+        return whole and not links and all(hash_file(path) == manifest["files"][name] for name, path in files.items())
+    except (UserError, OSError, KeyError, AttributeError):
+        return False
+
+
+def describe(path: Path, folder: Path) -> None:
+    """Write config, tokenizer and generation config as plain files, and where each tensor lies in the file."""
+    try:
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+        reader = GGUFReader(path)
+    except Exception as error:  # of several libraries, each with its own
+        words = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is not read as a model ({words}): give a GGUF file of a Llama or Qwen model.") from error
+    names = {tensor.name: tensor for tensor in reader.tensors}
+    # Without an output table of its own, a model reads its embeddings there
+    config.tie_word_embeddings = "output.weight" not in names
+    config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ends = {"eos_token_id": config.eos_token_id, "bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
+    GenerationConfig(**ends).save_pretrained(folder)
+    places = {
+        name: {"type": int(each.tensor_type), "offset": int(each.data_offset), "shape": [int(n) for n in each.data.shape]}
+        for name, each in names.items()
+    }
+    write_json(folder / INDEX, {"tensors": places})
+
+
+def read_weights(path: Path, index: Path, config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """All weights of a described file by their names in transformers, in dtype. Raises UserError for an unknown tensor."""
+    tensors = read_json(index, "fetch the checkpoint again")["tensors"]
+    wanted = {name: transformers_name(name, path) for name in tensors if not name.startswith(UNUSED)}
+    read = partial(read_tensor, path, config=config, dtype=dtype)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = pool.map(lambda name: read(name, tensors[name]), wanted)
+        return dict(zip(wanted.values(), found, strict=True))
+
+
+def transformers_name(name: str, path: Path) -> str:
+    """Raises UserError for a tensor that no Llama or Qwen has."""
+    layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if layer and layer[2] in PARTS:
+        return f"model.layers.{layer[1]}.{PARTS[layer[2]]}.{layer[3]}"
+    part, _, kind = name.rpartition(".")
+    if part in OUTSIDE:
+        return f"{OUTSIDE[part]}.{kind}"
+    raise UserError(f"{path} has a tensor {name}, which no Llama or Qwen model has: give another file.")
+
+
+def read_tensor(path: Path, name: str, place: dict, config: PreTrainedConfig, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor, dequantised. place: type, offset and shape [rows, bytes or numbers of a row] in the file."""
+    kind = GGMLQuantizationType(place["type"])
+    plain = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}.get(kind, np.uint8)
+    stored = np.memmap(path, mode="r", dtype=plain, offset=place["offset"], shape=tuple(place["shape"]))
+    # some rows at a time, since a vocabulary's table in fp32, several times over, would be the peak of all memory
+    rows = [torch.from_numpy(dequantize(np.array(some), kind)).to(dtype) for some in np.array_split(stored, pieces(stored))]
+    weight, part = torch.cat(rows), name.split(".")[-2]
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    # llama.cpp turns the halves of each head of a Llama into neighbours, and of no other model
+    if config.model_type == "llama" and part in heads:
+        weight = weight.view(heads[part], -1, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
+    return weight
+
+
+def pieces(stored: np.ndarray) -> int:
+    return -(-len(stored) // ROWS) if stored.ndim > 1 else 1
