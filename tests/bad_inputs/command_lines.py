@@ -95,7 +95,7 @@ UNREAD = [
     }.items()
     for setting in settings.split()
 ] + [
-    command("import file policy=fixed", "The command import cannot take policy=fixed; see gammatune import --help"),
+    command("import file policy=fixed", "--format specbench reads one file, not 2"),
     command("export nowhere tasks=demo", "cannot take tasks=demo"),
     command("report nowhere seed=1", "cannot take seed=1"),
     command("show nowhere seed=1", "cannot take seed=1"),
