@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -84,7 +85,8 @@ def start(case: Case, folder: Path) -> Child:
     """Files are made on this side of the fork, where what many cases share is made once."""
     folder.mkdir()
     os.chdir(folder)
-    case.prepare(folder)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+        case.prepare(folder)
     return Child(case.words, folder, limit_s=LIMIT_S)
 
 
