@@ -250,14 +250,19 @@ def load_gguf(files: Files, device: torch.device, dtype: torch.dtype) -> nn.Modu
         )
     config = read_config(files)
     weights = read_weights(files.gguf, files.folder / INDEX, config, dtype)
-    made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-        None, config=config, state_dict=weights, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        output_loading_info=True,
     )
-    model, report = made
     missing = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
     if missing:
         raise UserError(f"{files.gguf} does not fill its own settings (first: {min(missing)}): give another file.")
-    model.generation_config = GenerationConfig.from_pretrained(files.folder)
+    model.generation_config = GenerationConfig.from_pretrained(files.folder, trust_remote_code=False)
     return quantise(model) if files.checkpoint.quantization == "int8" else model.to(device)
 
 

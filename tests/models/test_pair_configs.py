@@ -23,6 +23,7 @@ SIZES = {
     "llama-68m-llama-2-7b": (6738, 68),
     "llama-3.2-1b-3.1-8b": (8030, 1236),
     "llama-3.1-8b-70b": (70554, 8030),
+    "qwen2.5-coder-0.5b-1.5b": (1777, 630),  # with an LM head of their own, as their files have it
 }
 
 
