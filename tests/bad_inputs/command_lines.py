@@ -369,6 +369,7 @@ VALUES = [
     small("tasks.path=nowhere", "nowhere"),
     small("tasks.path=.", r"\."),
     record("model_pair.target.path=/etc/passwd", "model_pair.target.path=/etc/passwd is not read"),
+    record("model_pair.draft.ends=[x]", "model_pair.draft.ends=.* is not read"),
     record("model_pair.draft.revision=main", "model_pair.draft.revision=main is not read"),
     small("tasks.path=file", "file"),
 ]
