@@ -176,6 +176,8 @@ def check_draft_fields(target: Checkpoint, draft: Checkpoint) -> None:
                 f"model_pair.target.{key}={getattr(target, key)} would change the answers: set it to null, and "
                 f"model_pair.draft.{key} for a smaller draft."
             )
+    if draft.ends:
+        raise UserError(f"model_pair.draft.ends={draft.ends} is not read, since the target ends an answer: leave it out.")
     if target.borrows_tables:
         raise UserError("model_pair.target.borrows_tables=true has nobody to borrow from: only a draft can.")
     if draft.vocabulary is not None and draft.vocabulary < 1:

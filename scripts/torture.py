@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -28,7 +29,6 @@ from bad_inputs.case import Case, Outcome, complaint  # noqa: E402
 from bad_inputs.child import LIMIT_S, Child  # noqa: E402
 
 AT_ONCE = 2
-GIB = 2**30
 
 
 @dataclass
@@ -82,7 +82,12 @@ def try_inputs(folder: Path, seed: int, count: int, until: float, tally: Tally) 
 
 
 def start(case: Case, folder: Path) -> Child:
-    return Child(case.words, folder, lambda: case.prepare(folder), LIMIT_S)
+    """Files are made on this side of the fork, where what many cases share is made once."""
+    folder.mkdir()
+    os.chdir(folder)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):  # noqa: PTH123
+        case.prepare(folder)
+    return Child(case.words, folder, limit_s=LIMIT_S)
 
 
 def judge(case: Case, outcome: Outcome) -> str:

@@ -45,6 +45,7 @@ SHAPE = {
 }
 CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
 DRAFT_ONLY = {"vocabulary": 9, "ranking": "/x.npy", "borrows_tables": True}
+TARGET_ONLY = {"ends": "[x]"}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}
 POLICY_FIELDS = [(name, f.name) for name in RULES for f in fields(POLICIES[name].rule)]
 
@@ -55,7 +56,7 @@ def names(schema) -> set:
 
 def test_the_tables_above_name_every_field():
     assert names(DecodeConfig) == set(DECODE) and names(TasksConfig) == set(TASKS) and names(RuntimeConfig) == set(RUNTIME)
-    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, "shape", "gguf"}
+    assert names(Shape) == set(SHAPE) and names(Checkpoint) == {*CHECKPOINT, *DRAFT_ONLY, *TARGET_ONLY, "shape", "gguf"}
     assert names(PairConfig) == {*PAIR, "target", "draft"}
     assert {key for _, key in POLICY_FIELDS} == set(OTHER_SETTINGS)
 
@@ -96,6 +97,7 @@ PLAIN_FIELDS = {
     **{f"model_pair.{key}": value for key, value in PAIR.items()},
     **{f"model_pair.{role}.{key}": value for role in ("target", "draft") for key, value in CHECKPOINT.items()},
     **{f"model_pair.draft.{key}": value for key, value in DRAFT_ONLY.items()},
+    **{f"model_pair.target.{key}": value for key, value in TARGET_ONLY.items()},
     **{f"model_pair.{role}.shape.{key}": value for role in ("target", "draft") for key, value in SHAPE.items()},
     "starts": "[4,5]",
     "repetitions": 3,

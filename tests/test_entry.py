@@ -103,11 +103,19 @@ def test_messages_that_cannot_be_written_change_nothing(ended):
 def test_any_encoding_will_do(entry, tmp_path):
     """ASCII streams and, without UTF-8 mode, a file system of ASCII too."""
     folder = tmp_path / "josé ☃"
-    command = [sys.executable, "-X", "utf8=0", *entry, f"--config-dir={folder}"]
     strict = os.environ | {"PYTHONIOENCODING": "ascii:strict", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(command, cwd=ROOT, env=strict, capture_output=True, text=True, check=False)
+
+    def call(*words):
+        command = [sys.executable, "-X", "utf8=0", *entry, *words]
+        return subprocess.run(command, cwd=ROOT, env=strict, capture_output=True, text=True, check=False)
+
+    done = call(f"--config-dir={folder}")
     assert (done.returncode, done.stdout) == (2, "")
     assert "is no folder" in done.stderr and "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+    if entry == ["run.py"]:
+        write_files(tmp_path)
+        done = call(*SMALL[1:], f"tasks.path={tmp_path / 'questions.jsonl'}", f"results={folder}")
+        assert done.returncode == 0 and len(list(folder.glob("*/acceptance.parquet"))) == 1, done.stderr
 
 
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.3, 0.6, 1.5])

@@ -150,7 +150,8 @@ def write_table(table: AcceptanceTable, path: Path) -> None:
     options = {"compression": "zstd", "compression_level": 12, "use_dictionary": ["task", "category"]}
     options["use_byte_stream_split"] = [f"{column}.list.element" for column in layout.signal_columns()]
     with replacing(path) as partial:
-        with pq.ParquetWriter(partial, schema, **options) as writer:
+        # opened here, since pyarrow takes no path that is not UTF-8
+        with partial.open("wb") as file, pq.ParquetWriter(file, schema, **options) as writer:
             writer.write_table(content)
             writer.add_key_value_metadata(SEAL_METADATA)  # not in the schema, of which Parquet keeps a second copy
         seal(partial)

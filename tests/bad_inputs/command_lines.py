@@ -95,7 +95,7 @@ UNREAD = [
     }.items()
     for setting in settings.split()
 ] + [
-    command("import file policy=fixed", "The command import cannot take policy=fixed; see gammatune import --help"),
+    command("import file policy=fixed", "--format specbench reads one file, not 2"),
     command("export nowhere tasks=demo", "cannot take tasks=demo"),
     command("report nowhere seed=1", "cannot take seed=1"),
     command("show nowhere seed=1", "cannot take seed=1"),
@@ -369,6 +369,7 @@ VALUES = [
     small("tasks.path=nowhere", "nowhere"),
     small("tasks.path=.", r"\."),
     record("model_pair.target.path=/etc/passwd", "model_pair.target.path=/etc/passwd is not read"),
+    record("model_pair.draft.ends=[x]", "model_pair.draft.ends=.* is not read"),
     record("model_pair.draft.revision=main", "model_pair.draft.revision=main is not read"),
     small("tasks.path=file", "file"),
 ]

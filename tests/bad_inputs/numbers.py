@@ -6,12 +6,16 @@ from random import Random
 from bad_inputs.case import SMALL, Case, write_questions
 
 HUGE = "9" * 40
+MOST = 2**31 - 1  # of any whole number but a seed
 SAMPLE = (*SMALL, "decode=sample", "decode.max_new_tokens=4")
 REFUSED = {
     "decode.max_new_tokens=0": "decode.max_new_tokens=0 .* must be 1 or more",
     "decode.max_new_tokens=-1": "decode.max_new_tokens=-1 ",
     "decode.max_new_tokens=1e20": "decode.max_new_tokens is wrong: .*Integer",
     "decode.max_new_tokens=nan": "decode.max_new_tokens is wrong",
+    f"decode.max_new_tokens={HUGE}": "decode.max_new_tokens=9+ is out of range",
+    f"decode.top_k={HUGE}": "decode.top_k=9+ is out of range",
+    f"tasks.limit={HUGE}": "tasks.limit=9+ is out of range",
     "decode.max_new_tokens=null": "decode.max_new_tokens is wrong",
     "decode.temperature=-1": "decode.temperature=-1.0 .* 0 .greedy., or between 1e-30 and 1e.30",
     "decode.temperature=1e-45": "decode.temperature=1e-45 .* between 1e-30 and",
@@ -37,13 +41,13 @@ REFUSED = {
 # These are right: an answer comes, and it is the target's own
 USABLE = (
     "decode.max_new_tokens=1",
-    f"decode.max_new_tokens={HUGE} tasks.include=[qa] policy.fixed.gamma=40",
+    f"decode.max_new_tokens={MOST} tasks.include=[qa] policy.fixed.gamma=40",
     "decode.temperature=1e-6",
     "decode.temperature=1e30",
     "decode.top_p=1e-9",
-    f"decode.top_k={HUGE}",
+    f"decode.top_k={MOST}",
     "decode.top_k=1",
-    f"tasks.limit={HUGE} tasks.seed=-{HUGE} seed={HUGE}",
+    f"tasks.limit={MOST} tasks.seed=-{HUGE} seed={HUGE}",
 )
 
 CASES = [Case(word, (*SMALL, word), says, write_questions) for word, says in REFUSED.items()]
