@@ -182,7 +182,7 @@ def end_ids(target: nn.Module, tokenizer, more: Sequence[str] = ()) -> tuple[int
     for token in more:
         if token not in known:
             raise UserError(f"model_pair.target.ends names {token}, which is no token of the target: correct it.")
-    ends = tuple(dict.fromkeys([*ends, *(known[token] for token in more)]))
+    ends += tuple(known[token] for token in more)
     if named is None or not ends:
         raise UserError("The target names no end-of-sequence token: set eos_token_id in its generation_config.json.")
     for end in ends:
@@ -191,7 +191,7 @@ def end_ids(target: nn.Module, tokenizer, more: Sequence[str] = ()) -> tuple[int
                 f"The target ends answers with token {end!r}, but its tokens are 0 to {target.config.vocab_size - 1}: "
                 "correct eos_token_id in its generation_config.json."
             )
-    return ends
+    return tuple(dict.fromkeys(ends))
 
 
 def freeze(model: nn.Module) -> nn.Module:

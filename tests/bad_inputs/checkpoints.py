@@ -198,6 +198,7 @@ CONFIGS = [
 TOKENIZERS = [
     bad_end("end as text", "ends answers with token 'two'|generation_config", "two"),
     bad_end("end beyond the vocabulary", "ends answers with token 999, but its tokens are 0 to 258", [2, 999]),
+    bad_end("ends in a list of lists", r"ends answers with token \[2\]", [[2]]),
     bad_end("end below zero", "ends answers with token -1", -1),
     bad_end("no end", "names no end-of-sequence token", []),
     bad("generation_config no object", "generation_config.json is damaged", rewrite("generation_config.json", "[1]")),
