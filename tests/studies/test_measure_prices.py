@@ -140,7 +140,7 @@ def test_the_table_names_what_the_curve_holds(curve):
 
 def test_the_default_file_follows_the_settings_and_not_the_moment(make_config, tmp_path):
     paths = {
-        PriceRun(make_config("model_pair=tiny-random", *more), PLAN).default_path(tmp_path)
+        PriceRun(make_config("model_pair=tiny-random", "runtime=eager", *more), PLAN).default_path(tmp_path)
         for more in ((), (), ("decode=sample",))
     }
     assert len(paths) == 2
