@@ -318,6 +318,10 @@ def test_the_stored_bounds_are_of_the_public_logs(public):
         f"at commit {commit}, Apache-2.0" in facts["source"] for commit, facts in zip(COMMITS, told.values(), strict=True)
     )
     table, curve = read_table(public / "acceptance.parquet"), read_prices(public / "prices.json")
+    headline = stored.headline.set_index(["policy", "metric"])[["lower", "mean", "upper"]].round(3)
+    assert headline.loc[("gammatune", "over_mean_fixed")].tolist() == [1.162, 1.116, 1.099]
+    assert headline.loc[("gammatune", "over_best_fixed")].tolist() == [0.973, 0.949, 0.937]
+    assert headline.loc[("gammatune", "over_heuristic")].tolist() == [0.960, 0.994, 1.007]
     rows = stored.starts.set_index(["policy", "start"])
     for end, rate in (("lower", 0.0), ("upper", 1.0)):
         bench = build_bench(fill_unknown(table, rate), curve)
