@@ -10,14 +10,15 @@ from gammatune.replay.table import read_table
 from gammatune.studies.bounds import FILES, derive_bounds, store_bounds
 from gammatune.studies.study import PRICES_FILE
 
+ASSUMED = (4.0, 8.0, 12.0)
+
 
 def add_command(commands) -> None:
-    parser = commands.add_parser("bounds", help="store what an imported log tells at several cost ratios, without the log")
+    parser = commands.add_parser("bounds", help="store what an imported log tells, at its own prices or at assumed ratios")
     add_table(parser)
     add_settings(parser, "policy=[gammatune,hf_heuristic]")
-    parser.add_argument(
-        "--cost-ratios", type=ratio, nargs="+", default=[4.0, 8.0, 12.0], metavar="C", help="default: 4 8 12"
-    )
+    ratios = f"T_target / T_draft, assumed (default: none with {PRICES_FILE} of the log beside the table, else 4 8 12)"
+    parser.add_argument("--cost-ratios", type=ratio, nargs="+", metavar="C", help=ratios)
     parser.add_argument("--out", type=Path, required=True, help="folder, for example results/reference/NAME")
     parser.set_defaults(command=write_bounds)
 
@@ -27,7 +28,9 @@ def write_bounds(options: argparse.Namespace) -> int:
     table = read_table(path)
     if table.complete:
         raise UserError("Every match of this table is known: use headline, which needs no bounds.")
-    curves, own = [from_ratio(ratio) for ratio in options.cost_ratios], path.with_name(PRICES_FILE)
+    own = path.with_name(PRICES_FILE)
+    assumed = options.cost_ratios or ([] if own.exists() else ASSUMED)
+    curves = [from_ratio(ratio) for ratio in assumed]
     if own.exists():
         curves.append(read_prices(own))
     bounds = derive_bounds(table, curves, choose_policies(options.settings, table))

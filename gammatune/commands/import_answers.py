@@ -10,6 +10,7 @@ from gammatune.errors import UserError
 from gammatune.files import write_json
 from gammatune.replay.prices import prices_to_json
 from gammatune.replay.table import AcceptanceTable, write_table
+from gammatune.report.notes import list_prices
 from gammatune.studies.bounds import count_unknown
 from gammatune.studies.importers.log_prices import fit_log_prices
 from gammatune.studies.importers.mlx import import_mlx
@@ -56,6 +57,8 @@ def add_command(commands) -> None:
     parser.add_argument("--second-most", type=whole(1, 1000), help="its longest block in tokens (default: 20)")
     plain = f"specbench: a log of the target alone; {PRICES_FILE} of the logs' wall times is written beside the table"
     parser.add_argument("--plain", type=Path, metavar="FILE", help=plain)
+    for name in ("second", "plain"):
+        parser.add_argument(f"--{name}-source", metavar="TEXT", help=f"where the log of --{name} comes from")
     parser.add_argument("--drafter", help="positions: the drafter whose acc_len to take, such as acc_eagle")
     parser.add_argument("--source", help="where the log comes from, named under its tables (default: the file's name)")
     parser.add_argument("--out", type=Path, help=f"default: results/acceptance/FILE-KIND/{TABLE_FILE}")
@@ -97,18 +100,25 @@ def read_specbench(options: argparse.Namespace) -> Imported:
     )
     if options.second_most is not None and options.second is None:
         raise UserError("--second-most is the longest block of the log that --second names: name one, or leave it out.")
-    log = read_drafted(options.files[0], schedule)
-    table = import_answers(log, read_answers(options.second) if options.second else None, options.second_most or 20)
+    for name in ("second", "plain"):
+        if getattr(options, f"{name}_source") is not None and getattr(options, name) is None:
+            raise UserError(f"--{name}-source is where the log of --{name} comes from: name one, or leave it out.")
+    log = read_drafted(options.files[0], schedule, options.source)
+    second = read_answers(options.second, options.second_source) if options.second else None
+    table = import_answers(log, second, options.second_most or 20)
     if options.plain is None:
         return Imported(table, str(schedule))
-    plain = read_answers(options.plain)
+    plain = read_answers(options.plain, options.plain_source)
     source = {**log.file.facts, "plain": plain.facts}
     return Imported(table, str(schedule), prices_to_json(fit_log_prices(log.file.turns, log.drafts, plain.turns, source)))
 
 
 FORMATS = {
     "specbench": Format(
-        read_specbench, frozenset({"schedule", "gamma", "max_new_tokens", "second", "second_most", "plain"})
+        read_specbench,
+        frozenset(
+            {"schedule", "gamma", "max_new_tokens", "second", "second_most", "second_source", "plain", "plain_source"}
+        ),
     ),
     "vllm": Format(lambda options: Imported(import_vllm(options.files[0]), "vllm"), frozenset()),
     "mlx-lm": Format(lambda options: Imported(import_mlx(options.files[0], options.gamma), "mlx-lm"), frozenset({"gamma"})),
@@ -150,6 +160,5 @@ def describe_import(table: AcceptanceTable) -> str:
 
 
 def describe_prices(prices: dict) -> str:
-    shown = [f"{name} {p['ms']:.2f} [{p['low']:.2f}, {p['high']:.2f}] ms" for name, p in prices["prices_95"].items()]
     explained = prices["explained"]["drafted"]
-    return f"Prices of the log's own wall times (95 %): {', '.join(shown)}; R2 {explained:.3f}."
+    return f"Prices of the log's own wall times{list_prices(prices)}; R2 {explained:.3f}."

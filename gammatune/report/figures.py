@@ -316,7 +316,7 @@ def draw_prices(curve: PriceList) -> Figure:
 def draw_bounded_starts(starts: pd.DataFrame) -> Figure:
     """Speed by start at each cost ratio: the estimate as a line, the bounds of the unknown positions as a band."""
     ratios = list(dict.fromkeys(starts["ratio"]))
-    figure, ((*axes,),) = new_figure(2.7 * len(ratios), 3.0, 1, len(ratios), squeeze=False)
+    figure, ((*axes,),) = new_figure(max(5.4, 2.7 * len(ratios)), 3.2, 1, len(ratios), squeeze=False)
     for axis, ratio in zip(axes, ratios, strict=True):
         for policy in BOUNDED:
             rows = starts[(starts["ratio"] == ratio) & (starts["policy"] == policy)]

@@ -141,13 +141,20 @@ def describe_log_prices(source: dict) -> str:
     """What else a caption says of logs with prices of their own, and of a second log."""
     words = ""
     if own := source.get("own_prices"):
-        words += f" The ratio {own['ratio']:g} is that of the log's own wall times."
+        words += f" The ratio {own['ratio']:g} is that of the log's own wall times{list_prices(own)}."
     if second := source.get("second"):
         words += (
             f" Some matches come from a second log, {second['source']}, whose blocks a confidence rule ended (inferred, not "
             f"logged); {second['contradictions']} of {second['shared']:,} shared positions contradict each other."
         )
     return words
+
+
+def list_prices(facts: dict) -> str:
+    """Of a price list that follows from a log: " (95 %): T_verify 22.28 [21.18, 23.10] ms, ..."; empty for another one."""
+    found = facts.get("prices_95", {}).items()
+    shown = [f"{name} {price['ms']:.2f} [{price['low']:.2f}, {price['high']:.2f}] ms" for name, price in found]
+    return f" (95 %): {', '.join(shown)}" if shown else ""
 
 
 def stability_warnings(run: StoredRun) -> list[str]:

@@ -18,7 +18,7 @@ from gammatune.replay.prices import PriceList
 from gammatune.replay.simulate import fill_unknown
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.headline import FILLS, METRICS, STARTS, Speeds, replay_all
+from gammatune.studies.headline import FILLS, STARTS, Speeds, replay_all
 from gammatune.traces import MATCH, UNKNOWN
 
 FILES = ("starts.csv", "headline.csv", "source.json")
@@ -80,8 +80,8 @@ def bound(speeds: dict[str, list[Speeds]], read, *which) -> dict[str, float]:
 
 def bounded_numbers(speeds: dict[str, list[Speeds]]) -> dict:
     """{policy: {metric: {lower, mean, upper}}}. A ratio of two policies need not grow with the matches."""
-    names = speeds["lower"][0].by_policy
-    return {name: {metric: bound(speeds, Speeds.ratio, name, metric) for metric in METRICS} for name in names}
+    one = speeds["lower"][0]
+    return {name: {metric: bound(speeds, Speeds.ratio, name, metric) for metric in one.metrics} for name in one.by_policy}
 
 
 def derive_bounds(table: AcceptanceTable, curves: list[PriceList], policies: dict[str, Policy]) -> Bounds:
@@ -93,7 +93,7 @@ def derive_bounds(table: AcceptanceTable, curves: list[PriceList], policies: dic
             has_starts = len(speeds["lower"][0].by_policy[policy]) > 1
             for place, start in enumerate(STARTS if has_starts else ()):
                 starts.append((ratio, policy, start, *bound(speeds, over_alone, policy, place).values()))
-            for metric in METRICS:
+            for metric in speeds["lower"][0].metrics:
                 headline.append((ratio, policy, metric, *bound(speeds, Speeds.ratio, policy, metric).values()))
     counts = {"turns": len(table.turns), "tokens": table.tokens}
     counts |= {"unknown": count_unknown(table), "rate": estimate_match_rate(table)}

@@ -22,6 +22,7 @@ STARTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 CLAIMS = {"gammatune": (1.15, 0.05), "gammatune_plus": (1.16, 0.03)}
 ALWAYS = ("ar", "fixed", "oracle")
 FILLS = 20
+HEURISTIC = "hf_heuristic"
 
 
 # Ratios of mean tokens/s (mean over questions, then over starts) of a policy over ...
@@ -29,6 +30,7 @@ METRICS = (
     "over_mean_fixed",  # fixed gamma, the mean over the same starts
     "over_best_fixed",  # the fixed gamma that is fastest on these questions, known only in hindsight
     "over_tuned_fixed",  # the fixed gamma that was fastest on the tuning half, both measured on the other half
+    "over_heuristic",  # transformers' heuristic from its own start (5 by default), where it is among the policies
     "over_oracle",  # the oracle, which drafts exactly what will be accepted
     "over_autoregressive",  # the target alone
     "spread_over_starts",  # not such a ratio: (fastest start - slowest start) / mean; 0 for a policy that has no start
@@ -45,6 +47,13 @@ class Speeds:
     task: np.ndarray
     #: whether settings may be chosen on a question [questions]
     tuning: np.ndarray
+    #: of transformers' heuristic from its own start [questions]; None where it is not among the policies
+    heuristic: np.ndarray | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Those of METRICS that have something to divide by."""
+        return tuple(name for name in METRICS if name != "over_heuristic" or self.heuristic is not None)
 
     def part(self, task: str) -> np.ndarray:
         return np.ones(len(self.task), bool) if task == OVERALL else self.task == task
@@ -61,9 +70,12 @@ class Speeds:
 
     @cached_property
     def rows(self) -> dict[str, np.ndarray]:
-        """Speeds of each policy, the mean over its starts, and of each fixed gamma, by name: [questions] each."""
+        """Speeds by name, [questions] each: of each policy, the mean over its starts; of each fixed gamma; of the heuristic
+        from its own start.
+        """
         fixed = {f"fixed {gamma}": speeds for gamma, speeds in zip(STARTS, self.by_policy["fixed"], strict=True)}
-        return {name: speeds.mean(axis=0) for name, speeds in self.by_policy.items()} | fixed
+        started = {} if self.heuristic is None else {f"{HEURISTIC} as set": self.heuristic}
+        return {name: speeds.mean(axis=0) for name, speeds in self.by_policy.items()} | fixed | started
 
     def reference(self, metric: str, task: str) -> str:
         """Name of the row that a metric divides by."""
@@ -71,6 +83,7 @@ class Speeds:
             "over_mean_fixed": "fixed",
             "over_best_fixed": f"fixed {STARTS[self.best_gamma(task)]}",
             "over_tuned_fixed": f"fixed {STARTS[self.tuned_gamma(task)]}",
+            "over_heuristic": f"{HEURISTIC} as set",
             "over_oracle": "oracle",
             "over_autoregressive": "ar",
         }[metric]
@@ -86,7 +99,7 @@ class Speeds:
         return float(self.rows[policy][which].mean() / self.rows[self.reference(metric, task)][which].mean())
 
     def numbers(self, policy: str, task: str = OVERALL) -> dict[str, float]:
-        return {metric: self.ratio(policy, metric, task) for metric in METRICS}
+        return {metric: self.ratio(policy, metric, task) for metric in self.metrics}
 
     def interval(self, policy: str, metric: str, task: str = OVERALL) -> tuple[float, float]:
         """95 % paired bootstrap over questions, resampled within their task. NaN for the spread over starts."""
@@ -132,7 +145,8 @@ def replay_all(bench: Bench, policies: dict[str, Policy], all_starts: bool = Tru
     jobs = [(name, variant) for name, each in started.items() for variant in each]
     measured = measure_speeds(bench, [variant for _, variant in jobs])
     rows = {name: [row for (owner, _), row in zip(jobs, measured, strict=True) if owner == name] for name in chosen}
-    speeds = Speeds({name: np.stack(found) for name, found in rows.items()}, bench.task, bench.tuning)
+    heuristic = bench.speeds(chosen[HEURISTIC]) if HEURISTIC in chosen else None
+    speeds = Speeds({name: np.stack(found) for name, found in rows.items()}, bench.task, bench.tuning, heuristic)
     if "tuned_fixed" in speeds.by_policy:
         speeds.by_policy["tuned_fixed"] = speeds.by_policy["fixed"][[speeds.tuned_gamma()]]
     return speeds
@@ -144,7 +158,7 @@ def headline_frame(speeds: Speeds) -> pd.DataFrame:
         (task, policy, metric, speeds.ratio(policy, metric, task), *speeds.interval(policy, metric, task))
         for task in [*order_tasks(speeds.task), OVERALL]
         for policy in speeds.by_policy
-        for metric in METRICS
+        for metric in speeds.metrics
     ]
     return pd.DataFrame(rows, columns=["task", "policy", "metric", "value", "low", "high"])
 

@@ -11,8 +11,11 @@ from report.stored_study import LOGGED, RATIOS, draw_study_table, made_bounds, m
 
 from gammatune import cli
 from gammatune.errors import UserError
+from gammatune.files import write_json
 from gammatune.policies import POLICIES
+from gammatune.replay.prices import Drafting, Price, PriceList, prices_to_json
 from gammatune.replay.simulate import fill_unknown, prepare, replay
+from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, write_table
 from gammatune.report import notes, views
 from gammatune.studies.bounds import FILES, KEYS, estimate_match_rate, read_bounds
@@ -65,6 +68,16 @@ def test_the_headline_by_hand(stored, table):
     )
 
 
+def test_the_ratio_over_the_heuristic_by_hand(stored, table):
+    """From its own start, 5, on either side of the unknown."""
+    frame = read_bounds(stored).headline.set_index(["ratio", "policy", "metric"])
+    for end, rate in (("lower", 0.0), ("upper", 1.0)):
+        filled = fill_unknown(table, rate)
+        adaptive = np.mean([mean_speed(filled, POLICIES["gammatune"](gamma=g), 12.0) for g in STARTS])
+        expected = adaptive / mean_speed(filled, POLICIES["hf_heuristic"](gamma=5), 12.0)
+        assert frame.loc[(12.0, "gammatune", "over_heuristic"), end] == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_policy_ratio_start_and_metric_has_its_row(stored):
     found = read_bounds(stored)
     assert len(found.starts) == len(RATIOS) * len(LOGGED) * len(STARTS)
@@ -94,6 +107,28 @@ def test_the_command_stores_what_can_be_read_back(stored, table, tmp_path, capsy
     assert found.source == expected.source
     for name in KEYS:
         pd.testing.assert_frame_equal(getattr(found, name), getattr(expected, name).query("ratio == 4"), check_dtype=False)
+
+
+def test_prices_beside_the_table_take_the_place_of_assumed_ratios(table, tmp_path, call):
+    """They may cost verification otherwise than a plain step, and a prefill: no ratio says that."""
+    write_table(table, tmp_path / "acceptance.parquet")
+    draft, interval = Drafting(Price(2.0)), {"ms": 2.0, "low": 1.5, "high": 2.5}
+    curve = PriceList(draft, draft, [Price(23.0), *[Price(20.0)] * 24], prefill_both=Price(9.0))
+    curve.facts = {"prices_95": {"T_draft": interval}, "plain": {"source": "alone.jsonl"}}
+    write_json(tmp_path / "prices.json", prices_to_json(curve))
+    words = ("bounds", tmp_path, "policy=[gammatune,hf_heuristic]", "--out", tmp_path / "out")
+    assert call(*words)[0] == 0
+    found = read_bounds(tmp_path / "out")
+    assert set(found.headline["ratio"]) == set(found.starts["ratio"]) == {11.5}
+    assert found.source["own_prices"] == {"ratio": 11.5, **curve.facts}
+    row = found.starts.set_index(["policy", "start"]).loc[("fixed", 3)]
+    bench = build_bench(fill_unknown(table, 1.0), curve)
+    alone = bench.speeds(POLICIES["ar"]()).mean()
+    assert row["upper"] == pytest.approx(bench.speeds(POLICIES["fixed"](gamma=3)).mean() / alone, rel=1e-5)
+    caption = notes.describe_bounds(found.source)
+    assert "The ratio 11.5 is that of the log's own wall times (95 %): T_draft 2.00 [1.50, 2.50] ms." in caption
+    assert call(*words, "--cost-ratios", 4)[0] == 0
+    assert list(dict.fromkeys(read_bounds(tmp_path / "out").starts["ratio"])) == [4.0, 11.5]
 
 
 def test_the_rate_counts_tokens_after_a_match():

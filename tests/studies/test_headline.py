@@ -24,6 +24,7 @@ from gammatune.studies.headline import (
 )
 
 KEYS = ["over_mean_fixed", "over_best_fixed", "over_tuned_fixed", "over_oracle", "over_autoregressive", "spread_over_starts"]
+WITH_HEURISTIC = [*KEYS[:3], "over_heuristic", *KEYS[3:]]
 
 
 def make_speeds(fixed, adaptive, task=None, oracle=40.0, ar=10.0, tuning=None) -> Speeds:
@@ -62,7 +63,7 @@ def test_each_ratio_by_hand(speeds):
 
 
 def test_the_metrics_are_these_and_in_this_order():
-    assert list(METRICS) == KEYS
+    assert list(METRICS) == WITH_HEURISTIC
     assert STARTS == (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
 
 
@@ -119,7 +120,7 @@ def test_with_one_question_the_tuned_gamma_is_the_best_one(speeds):
     alone = make_speeds(column(FIXED, 1), column(ADAPTIVE, 1))
     assert alone.tuned_gamma() == alone.best_gamma() == 2
     assert alone.ratio("adaptive", "over_tuned_fixed") == pytest.approx(21 / 28)
-    assert all(math.isnan(bound) for metric in METRICS for bound in alone.interval("adaptive", metric))
+    assert all(math.isnan(bound) for metric in KEYS for bound in alone.interval("adaptive", metric))
 
 
 def noisy_speeds(questions: int) -> Speeds:
@@ -203,6 +204,27 @@ def test_tuned_fixed_takes_the_gamma_of_the_tuning_half(bench):
     speeds = replay_all(bench, {"tuned_fixed": POLICIES["tuned_fixed"](gamma=24)})
     assert (speeds.by_policy["tuned_fixed"][0] == speeds.by_policy["fixed"][speeds.tuned_gamma()]).all()
     assert speeds.ratio("tuned_fixed", "over_tuned_fixed") == 1
+
+
+@pytest.mark.parametrize("gamma", [5, 9])  # a start of the twelve, and another
+def test_the_heuristic_is_met_from_its_own_start(bench, gamma):
+    """Which is transformers' default, 5, or what the settings say; all the other starts have no part in it."""
+    policies = {"gammatune": POLICIES["gammatune"](), "hf_heuristic": POLICIES["hf_heuristic"](gamma=gamma)}
+    speeds = replay_all(bench, policies)
+    own = bench.speeds(POLICIES["hf_heuristic"](gamma=gamma))
+    adaptive = np.mean([bench.speeds(POLICIES["gammatune"](gamma=start)) for start in STARTS], axis=0)
+    assert speeds.ratio("gammatune", "over_heuristic") == pytest.approx(adaptive.mean() / own.mean())
+    low, high = speeds.interval("gammatune", "over_heuristic")
+    assert low < speeds.ratio("gammatune", "over_heuristic") < high
+    task = speeds.task[0]
+    part = speeds.task == task
+    assert speeds.ratio("gammatune", "over_heuristic", task) == pytest.approx(adaptive[part].mean() / own[part].mean())
+    assert list(speeds.numbers("fixed")) == WITH_HEURISTIC and "over_heuristic" in set(headline_frame(speeds)["metric"])
+
+
+def test_without_the_heuristic_nothing_is_divided_by_it(bench):
+    speeds = replay_all(bench, {"gammatune": POLICIES["gammatune"]()})
+    assert list(speeds.numbers("gammatune")) == KEYS and "over_heuristic" not in set(headline_frame(speeds)["metric"])
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Logs of several engines: what is read replays to the very log, two logs are joined, times become prices."""
 
+import hashlib
 import json
 import random
 import re
@@ -8,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gammatune import cli
 from gammatune.errors import UserError
+from gammatune.policies import POLICIES
 from gammatune.policies.fixed import Fixed
 from gammatune.policies.gammatune import GammaTune
 from gammatune.replay.prices import read_prices
 from gammatune.replay.simulate import fill_unknown, prepare, replay
+from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import read_table
-from gammatune.studies.bounds import count_unknown
+from gammatune.report.notes import describe_bounds
+from gammatune.studies.bounds import count_unknown, read_bounds
 from gammatune.studies.importers.log_prices import fit_log_prices
 from gammatune.studies.importers.rounds import LoggedTurn, SecondLog, find_matches, join_second
 from gammatune.traces import MATCH, MISMATCH, UNKNOWN
@@ -23,6 +28,7 @@ SPECBENCH = Path(__file__).parents[3] / "shared" / "specbench"
 HEURISTIC, CONFIDENCE, PLAIN = (
     SPECBENCH / f"vicuna-7b-v1.3-{name}.jsonl" for name in ("sps-68m.heuristic", "sps-68m.confidence", "vanilla")
 )
+COMMITS = ("0f00011", "3b73a28", "0f00011")
 needs_logs = pytest.mark.skipif(not HEURISTIC.exists(), reason="the public logs are not in ../shared/specbench")
 
 
@@ -223,6 +229,39 @@ def test_contradictions_are_counted_and_the_first_log_stays():
         join_second([first], [match], SecondLog([second], "second.jsonl", 2))
 
 
+def write_answers(path: Path, answers: list[list[bool]], gamma: int, seconds: float = 0.0) -> Path:
+    """An answer file of Spec-Bench, one turn a question; gamma 0: the target alone, which then times each turn."""
+    lines = []
+    for number, right in enumerate(answers):
+        turn = logged(right, gamma, f"text {number}")
+        wall = seconds * turn.tokens if not gamma else 0.020 * len(turn.lengths) + 0.002 * sum(turn.drafted)
+        choice = {"turns": [turn.text], "decoding_steps": [len(turn.lengths)], "new_tokens": [turn.tokens]}
+        choice |= {"accept_lengths": turn.lengths, "wall_time": [wall]}
+        lines.append({"question_id": 321 + number, "category": "qa", "model_id": "m-temp-0.0", "choices": [choice]})
+    return write_lines(path, lines)
+
+
+def test_where_each_of_three_logs_comes_from_goes_into_the_bounds(tmp_path, call, answers):
+    files = {"first": 2, "second": 5, "plain": 0}
+    paths = {name: write_answers(tmp_path / f"{name}.jsonl", answers, gamma, 0.022) for name, gamma in files.items()}
+    words = ["import", paths["first"], "--schedule", "fixed", "--gamma", 2, "--out", tmp_path / "t" / "acceptance.parquet"]
+    assert "--second-source is where the log of --second" in refused(call(*words, "--second-source", "there"))
+    assert "--plain-source is where the log of --plain" in refused(call(*words, "--plain-source", "there"))
+    words += ["--source", "A at 1", "--second", paths["second"], "--second-source", "B at 2"]
+    assert call(*words, "--plain", paths["plain"], "--plain-source", "C at 3")[0] == 0
+    assert call("bounds", tmp_path / "t", "policy=[gammatune,hf_heuristic]", "--out", tmp_path / "out")[0] == 0
+    source = read_bounds(tmp_path / "out").source
+    told = {"first": source, "second": source["second"], "plain": source["own_prices"]["plain"]}
+    assert {name: facts["source"] for name, facts in told.items()} == {
+        "first": "A at 1",
+        "second": "B at 2",
+        "plain": "C at 3",
+    }
+    for name, facts in told.items():
+        assert facts["sha256"] == hashlib.sha256(paths[name].read_bytes()).hexdigest()
+    assert "a second log, B at 2, whose blocks a confidence rule ended (inferred, not logged)" in describe_bounds(source)
+
+
 # Prices of a log
 
 
@@ -257,6 +296,54 @@ def test_prices_that_do_not_follow_are_refused(answers):
 
 
 # The public logs of Vicuna-7B and its 68M draft
+
+
+@pytest.fixture(scope="module")
+def public(tmp_path_factory) -> Path:
+    """The folder of their table and its prices."""
+    folder = tmp_path_factory.mktemp("public")
+    words = ["import", HEURISTIC, "--second", CONFIDENCE, "--plain", PLAIN, "--out", folder / "acceptance.parquet"]
+    assert cli.main([*map(str, words)]) == 0
+    return folder
+
+
+@needs_logs
+def test_the_stored_bounds_are_of_the_public_logs(public):
+    """The ends from one start, which no random fill decides, and what was read."""
+    stored = read_bounds(Path(__file__).parents[2] / "results" / "reference" / "vicuna-7b-68m-specbench-logs")
+    source = stored.source
+    told = {HEURISTIC: source, CONFIDENCE: source["second"], PLAIN: source["own_prices"]["plain"]}
+    assert all(facts["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() for path, facts in told.items())
+    assert all(
+        f"at commit {commit}, Apache-2.0" in facts["source"] for commit, facts in zip(COMMITS, told.values(), strict=True)
+    )
+    table, curve = read_table(public / "acceptance.parquet"), read_prices(public / "prices.json")
+    headline = stored.headline.set_index(["policy", "metric"])[["lower", "mean", "upper"]].round(3)
+    assert headline.loc[("gammatune", "over_mean_fixed")].tolist() == [1.162, 1.116, 1.099]
+    assert headline.loc[("gammatune", "over_best_fixed")].tolist() == [0.973, 0.949, 0.937]
+    assert headline.loc[("gammatune", "over_heuristic")].tolist() == [0.960, 0.994, 1.007]
+    rows = stored.starts.set_index(["policy", "start"])
+    for end, rate in (("lower", 0.0), ("upper", 1.0)):
+        bench = build_bench(fill_unknown(table, rate), curve)
+        alone = bench.speeds(POLICIES["ar"]()).mean()
+        for name in ("fixed", "gammatune", "hf_heuristic"):
+            found = bench.speeds(POLICIES[name](gamma=4)).mean() / alone
+            assert rows.loc[(name, 4), end] == pytest.approx(found, rel=1e-5)
+
+
+@needs_logs
+def test_the_replay_of_the_logs_own_schedule_is_as_fast_as_its_clock_says(public):
+    """At prices fitted to totals, of which the gain per question could still be far off."""
+    table, curve = read_table(public / "acceptance.parquet"), read_prices(public / "prices.json")
+    bench = build_bench(fill_unknown(table, 0.5, 1), curve)
+    modelled = bench.speeds(POLICIES["hf_heuristic"]()).mean() / bench.speeds(POLICIES["ar"]()).mean()
+    assert modelled == pytest.approx(clocked_speed(HEURISTIC) / clocked_speed(PLAIN), rel=0.01)
+
+
+def clocked_speed(path: Path) -> float:
+    """Mean over questions of tokens per second, as Spec-Bench counts it."""
+    choices = [json.loads(line)["choices"][0] for line in path.read_text().splitlines()]
+    return float(np.mean([sum(each["new_tokens"]) / sum(each["wall_time"]) for each in choices]))
 
 
 @needs_logs

@@ -89,14 +89,15 @@ class AnswerFile:
     model_id: str
     turns: list[LoggedTurn]  # without those whose generation broke off
     failed: list[str]  # those
+    source: str = ""  # where it comes from, in words; empty: its name
 
     @property
     def facts(self) -> dict:
-        return {"source": self.path.name, "sha256": self.sha256, "model_id": self.model_id}
+        return {"source": self.source or self.path.name, "sha256": self.sha256, "model_id": self.model_id}
 
 
-def read_answers(path: Path) -> AnswerFile:
-    """Raises UserError for a file that cannot be read or is none of this format."""
+def read_answers(path: Path, source: str | None = None) -> AnswerFile:
+    """source: where it comes from, in words. Raises UserError for a file that cannot be read or is none of this format."""
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"The answer file {path} is no regular file: {FROM_SPECBENCH}.")
@@ -111,7 +112,7 @@ def read_answers(path: Path) -> AnswerFile:
         raise UserError(f"{path} answers question {question} twice: keep one of the two lines.")
     logged = [turn for line in lines for turn in split_turns(line, path)]
     whole, failed = [turn for turn in logged if not turn.failed], [str(turn) for turn in logged if turn.failed]
-    return AnswerFile(path, hashlib.sha256(content).hexdigest(), lines[0].model_id, whole, failed)
+    return AnswerFile(path, hashlib.sha256(content).hexdigest(), lines[0].model_id, whole, failed, source or "")
 
 
 @dataclass
@@ -123,9 +124,9 @@ class Drafted:
     drafts: list[list[int]]
 
 
-def read_drafted(path: Path, schedule: Schedule) -> Drafted:
+def read_drafted(path: Path, schedule: Schedule, source: str | None = None) -> Drafted:
     """Raises UserError for a file that cannot be read, is none of this format, or contradicts the schedule."""
-    file = read_answers(path)
+    file = read_answers(path, source)
     refuse_unmatched(file.turns, path)
     return Drafted(file, schedule, [schedule_drafts(turn, schedule, path) for turn in file.turns])
 
