@@ -140,7 +140,8 @@ class Checkpoint:
     gated: bool = False  # whether the hub asks for a licence first
     shape: Shape | None = None  # for random weights
     vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all
-    ranking: str | None = None  # draft only: .npy of token ids by falling frequency; null: token_ranking.npy in its folder
+    # draft only: .npy of token ids by falling frequency, or the name of a shipped one; null: token_ranking.npy in its folder
+    ranking: str | None = None
     borrows_tables: bool = False  # draft only: embedding and LM head are the target's, its files hold all else
 
 

@@ -1,7 +1,8 @@
 """python scripts/rank_tokens.py TOKENIZER_FOLDER TEXT [TEXT ...] --out token_ranking.npy: which tokens are frequent.
 
 Counts the tokens of plain text files (UTF-8; a folder stands for all files in it) and writes all ids by falling count, equal
-and unseen ones by id, as model_pair.draft.ranking takes them. Texts should be such as the pair will write.
+and unseen ones by id (`--most N`: the first N), as model_pair.draft.ranking takes them. Texts should be such as the pair
+will write; `answer_prompts.py` makes them.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from gammatune.errors import UserError
 
 CHARACTERS = 200_000  # encoded at a time
 MOST_IDS = 2**24  # a tokenizer with a higher id is damaged
-SIZES = (2048, 4096, 8192, 16384)  # of reduced vocabularies
+SIZES = (2048, 4096, 8192, 16384, 32768)  # of reduced vocabularies
 
 
 def count_tokens(texts: Iterable[np.ndarray], vocab_size: int) -> np.ndarray:
@@ -41,7 +42,7 @@ def describe_counts(ranking: np.ndarray, counts: np.ndarray) -> str:
 
 
 def save_ranking(path: Path, ranking: np.ndarray) -> None:
-    """Write the ranking [V], int32, whole or not at all."""
+    """Write the ranking, int32, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
         np.save(file, ranking)
@@ -93,12 +94,15 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer", type=Path, metavar="TOKENIZER_FOLDER")
     parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT")
+    parser.add_argument("--most", type=int, metavar="N", help="write the first N ids only (default: all)")
     parser.add_argument("--out", type=Path, default=Path("token_ranking.npy"))
     options = parser.parse_args(words)
     try:
+        if options.most is not None and options.most < 1:
+            raise UserError(f"--most {options.most} must be 1 or more.")
         counts = count_files(load_tokenizer(options.tokenizer), find_files(options.texts))
         ranking = rank_tokens(counts)
-        save_ranking(options.out, ranking)
+        save_ranking(options.out, ranking[: options.most])
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

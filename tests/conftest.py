@@ -34,6 +34,14 @@ QUESTIONS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def same_threads():
+    """A test that sets torch's threads leaves them to nobody: in a process that a later test forks, they would hang."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def compose_run():
     """compose_run(*overrides) -> the composed config, as run.py gets it."""

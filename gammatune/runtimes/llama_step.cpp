@@ -22,12 +22,13 @@
 #include <cstring>
 #include <initializer_list>
 #include <omp.h>
+#include <type_traits>
 #if defined(__AMX_BF16__) && defined(__AMX_INT8__)
 #define TILES
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__) || defined(TILES)
+#if defined(__AVX2__) || defined(__AVX512BF16__) || defined(__AVX512VNNI__) || defined(TILES)
 #include <immintrin.h>
 #endif
 
@@ -41,7 +42,9 @@ constexpr int64_t TILES_FROM = 3;   // tokens from which tile instructions are f
 using Floats = float __attribute__((vector_size(64)));
 using Ints = int32_t __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
+using Doubles = double __attribute__((vector_size(128)));
 using Bytes = int8_t __attribute__((vector_size(16)));
+using Shorts = int16_t __attribute__((vector_size(32)));
 using Halves = uint16_t __attribute__((vector_size(32)));
 struct bfloat16 { uint16_t bits; };
 
@@ -114,6 +117,33 @@ Floats sigmoid(Floats x) {
 template <class T>
 constexpr int64_t LINE = 64 / sizeof(T);  // numbers in a cache line
 
+// Tokens and rows of a panel that are multiplied at a time: as many sums as the processor has registers for
+#ifdef __AVX512F__
+constexpr int SOME_TOKENS = 6;
+constexpr int rows_beside(int tokens) { return tokens == 1 ? 16 : tokens < 4 ? 8 : 4; }
+#else
+constexpr int SOME_TOKENS = 3;
+constexpr int rows_beside(int tokens) { return tokens == 1 ? 4 : 2; }
+#endif
+
+#ifdef __AVX512BF16__
+template <class T>
+using Factor = T;  // what weights of type T are multiplied by
+#else
+template <class T>
+using Factor = float;
+#endif
+
+// Numbers for the product with weights of type T, in the order in which that takes them
+void order_factors(const bfloat16* x, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i += 2 * LANES, x += 2 * LANES, to += 2 * LANES) {
+        Words pairs;
+        std::memcpy(&pairs, x, sizeof pairs);
+        store((Floats)(pairs << 16), to);
+        store((Floats)(pairs & 0xffff0000), to + LANES);
+    }
+}
+
 // sums[r][t] = weight row r . x row t, for R rows of the panel at w; lines of one row lie PANEL lines apart
 template <int R, int N>
 void dot_rows(const float* w, const float* x, int64_t in, float (*sums)[N]) {
@@ -131,11 +161,11 @@ void dot_rows(const float* w, const float* x, int64_t in, float (*sums)[N]) {
         for (int t = 0; t < N; t++) sums[r][t] = sum(acc[r][t]);
 }
 
+#ifdef __AVX512BF16__
 template <int R, int N>
 void dot_rows(const bfloat16* w, const bfloat16* x, int64_t in, float (*sums)[N]) {
     Floats acc[R][N] = {};
     for (int64_t k = 0; k < in; k += 2 * LANES, w += PANEL * 2 * LANES) {
-#ifdef __AVX512BF16__
         __m512bh b[N];
         for (int t = 0; t < N; t++) b[t] = (__m512bh)_mm512_loadu_si512(x + t * in + k);
         for (int r = 0; r < R; r++) {
@@ -143,21 +173,35 @@ void dot_rows(const bfloat16* w, const bfloat16* x, int64_t in, float (*sums)[N]
             prefetch_after(w + r * 2 * LANES);
             for (int t = 0; t < N; t++) acc[r][t] = (Floats)_mm512_dpbf16_ps((__m512)acc[r][t], a, b[t]);
         }
-#else
-        for (int half = 0; half < 2 * LANES; half += LANES)
-            for (int r = 0; r < R; r++) {
-                Floats a = load(w + r * 2 * LANES + half);
-                for (int t = 0; t < N; t++) acc[r][t] += a * load(x + t * in + k + half);
-            }
-#endif
     }
     for (int r = 0; r < R; r++)
         for (int t = 0; t < N; t++) sums[r][t] = sum(acc[r][t]);
 }
+#else
+// A word holds two weights, of which each is a float but for the other's bits; x as order_factors leaves it
+template <int R, int N>
+void dot_rows(const bfloat16* w, const float* x, int64_t in, float (*sums)[N]) {
+    Floats acc[R][N] = {};
+    for (int64_t k = 0; k < in; k += 2 * LANES, w += PANEL * 2 * LANES) {
+        Floats even[N], odd[N];
+        for (int t = 0; t < N; t++) even[t] = load(x + t * in + k), odd[t] = load(x + t * in + k + LANES);
+        for (int r = 0; r < R; r++) {
+            Words pairs;
+            std::memcpy(&pairs, w + r * 2 * LANES, sizeof pairs);
+            prefetch_after(w + r * 2 * LANES);
+            Floats first = (Floats)(pairs << 16), second = (Floats)(pairs & 0xffff0000);
+            for (int t = 0; t < N; t++) acc[r][t] += first * even[t], acc[r][t] += second * odd[t];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < N; t++) sums[r][t] = sum(acc[r][t]);
+}
+#endif
 
-// One panel against N tokens from `first` on, R rows at a time
-template <int R, int N, class T, class Put>
-void multiply_panel(const T* panel, const T* x, int64_t in, int64_t row, int64_t first, Put put) {
+// One panel against N tokens from `first` on
+template <int N, class T, class Put>
+void multiply_panel(const T* panel, const Factor<T>* x, int64_t in, int64_t row, int64_t first, Put put) {
+    constexpr int R = rows_beside(N);
     for (int64_t r = 0; r < PANEL; r += R) {
         float sums[R][N];
         dot_rows<R, N>(panel + r * LINE<T>, x + first * in, in, sums);
@@ -203,17 +247,17 @@ Range my_share(int64_t count) {
 
 // put(row, token, W x) for the rows of panels [first, end) of W [.., in] and x [n, in]
 template <class T, class Put>
-void multiply_by_vectors(const T* w, const T* x, int64_t in, Range panels, int64_t n, Put put) {
+void multiply_by_vectors(const T* w, const Factor<T>* x, int64_t in, Range panels, int64_t n, Put put) {
     for (int64_t p = panels.first; p < panels.end; p++) {
         const T* panel = w + p * PANEL * in;
         int64_t t = 0, row = p * PANEL;
-        for (; t + TOKEN_GROUP <= n; t += TOKEN_GROUP) multiply_panel<4, TOKEN_GROUP>(panel, x, in, row, t, put);
+        for (; t + SOME_TOKENS <= n; t += SOME_TOKENS) multiply_panel<SOME_TOKENS>(panel, x, in, row, t, put);
         switch (n - t) {
-            case 1: multiply_panel<16, 1>(panel, x, in, row, t, put); break;
-            case 2: multiply_panel<8, 2>(panel, x, in, row, t, put); break;
-            case 3: multiply_panel<8, 3>(panel, x, in, row, t, put); break;
-            case 4: multiply_panel<4, 4>(panel, x, in, row, t, put); break;
-            case 5: multiply_panel<4, 5>(panel, x, in, row, t, put); break;
+            case 1: multiply_panel<1>(panel, x, in, row, t, put); break;
+            case 2: multiply_panel<2>(panel, x, in, row, t, put); break;
+            case 3: multiply_panel<3>(panel, x, in, row, t, put); break;
+            case 4: multiply_panel<4>(panel, x, in, row, t, put); break;
+            case 5: multiply_panel<5>(panel, x, in, row, t, put); break;
         }
     }
 }
@@ -295,10 +339,11 @@ struct FixedToken { float unit; int32_t high_sum, low_sum; };
 struct FixedTokens {
     int64_t in;
     int8_t *high, *low;  // [n, in] each
+    int16_t* whole;      // or both as one number, [n, in]
     FixedToken* tokens;  // [n]
 
     // Places for n tokens, and for as many more as a tile takes too many, from `memory` on
-    FixedTokens(void* memory, int64_t n, int64_t width) : in(width), high((int8_t*)memory) {
+    FixedTokens(void* memory, int64_t n, int64_t width) : in(width), high((int8_t*)memory), whole((int16_t*)memory) {
         low = high + (n + PANEL) * in;
         tokens = (FixedToken*)(low + (n + PANEL) * in);
     }
@@ -319,9 +364,14 @@ void to_fixed_point(const T* x, int64_t n, const FixedTokens& to) {
         for (int64_t k = 0; k < to.in; k += LANES, i += LANES) {
             Ints whole = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, Ints);
             Ints low = whole << 24 >> 24, high = (whole - low) >> 8;
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+            Shorts shorts = __builtin_convertvector(whole, Shorts);
+            std::memcpy(to.whole + i, &shorts, sizeof shorts);
+#else
             Bytes lows = __builtin_convertvector(low, Bytes), highs = __builtin_convertvector(high, Bytes);
             std::memcpy(to.low + i, &lows, sizeof lows);
             std::memcpy(to.high + i, &highs, sizeof highs);
+#endif
             low_sum += low, high_sum += high;
         }
         to.tokens[t] = {(inverse > 0 ? most / MOST : 0) + sum(poison), sum(high_sum), sum(low_sum)};
@@ -331,12 +381,51 @@ void to_fixed_point(const T* x, int64_t n, const FixedTokens& to) {
 // put(row, token, W x) from both sums of bytes for PANEL rows
 template <class Put>
 void put_rows(Ints high, Ints low, const float* scales, const FixedToken& token, int64_t row, int64_t t, Put put) {
-    Floats highs = __builtin_convertvector(high - 128 * token.high_sum, Floats);
-    Floats lows = __builtin_convertvector(low - 128 * token.low_sum, Floats);
-    Floats product = (highs * 256.0f + lows) * (load(scales + row) * token.unit);
+    Doubles highs = __builtin_convertvector(high - 128 * token.high_sum, Doubles);
+    Doubles lows = __builtin_convertvector(low - 128 * token.low_sum, Doubles);
+    Floats product = __builtin_convertvector(highs * 256.0 + lows, Floats) * (load(scales + row) * token.unit);
     for (int64_t r = 0; r < PANEL; r++) put(row + r, t, product[r]);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+// One panel against N tokens from `first` on, in products of 16-bit numbers, 8 rows at a time
+template <int N, class Put>
+void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first, Put put) {
+    constexpr int64_t MOST = 4 * 64;  // columns whose products int32 can hold: 255 * 32,512 * 256 < 2^31
+    const int16_t* wholes = x.whole + first * x.in;
+    int64_t totals[N][PANEL] = {};
+    for (int64_t from = 0; from < x.in; from += MOST, w += MOST * PANEL)
+        for (int64_t half = 0; half < PANEL; half += PANEL / 2) {
+            const uint8_t* line = w + half * 4;
+            int64_t end = from + MOST < x.in ? from + MOST : x.in;
+            __m256i acc[N][2] = {};
+            for (int64_t k = from; k < end; k += 4, line += 64) {
+                __m256i low = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)line));
+                __m256i high = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)line + 1));
+                prefetch_after(line);
+                for (int t = 0; t < N; t++) {
+                    int64_t four;
+                    std::memcpy(&four, wholes + t * x.in + k, sizeof four);
+                    __m256i columns = _mm256_set1_epi64x(four);
+                    acc[t][0] = _mm256_add_epi32(acc[t][0], _mm256_madd_epi16(low, columns));
+                    acc[t][1] = _mm256_add_epi32(acc[t][1], _mm256_madd_epi16(high, columns));
+                }
+            }
+            for (int t = 0; t < N; t++) {  // each row has two sums side by side
+                alignas(32) int32_t sums[PANEL / 2];
+                __m256i pairs = _mm256_hadd_epi32(acc[t][0], acc[t][1]);
+                _mm256_store_si256((__m256i*)sums, _mm256_permute4x64_epi64(pairs, 0b11011000));
+                for (int64_t r = 0; r < PANEL / 2; r++) totals[t][half + r] += sums[r];
+            }
+        }
+    for (int t = 0; t < N; t++) {
+        const FixedToken& token = x.tokens[first + t];
+        int64_t columns = 256 * (int64_t)token.high_sum + token.low_sum;
+        for (int64_t r = 0; r < PANEL; r++)
+            put(row + r, first + t, float(totals[t][r] - 128 * columns) * (scales[row + r] * token.unit));
+    }
+}
+#else
 // sum += 4 unsigned bytes . 4 signed ones, for each of 16 rows
 Ints add_products(Ints sum, Words line, const int8_t* x) {
 #ifdef __AVX512VNNI__
@@ -370,6 +459,7 @@ void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x,
         put_rows(high[0][t], low[0][t], scales, x.tokens[first + t], row, first + t, put);
     }
 }
+#endif
 
 #ifdef TILES
 // One panel against `count` tokens in G groups of up to 16: sums in tiles 2 and 3 (second group: 0 and 1), weights in 4,
@@ -518,7 +608,11 @@ struct Pass {
                 return multiply_by_tiles(w, packed, in, panels, count, put);
             }
 #endif
-        multiply_by_vectors(w, x, in, panels, count, put);
+        if constexpr (std::is_same_v<T, Factor<T>>) return multiply_by_vectors(w, x, in, panels, count, put);
+        float* factors = (float*)packed;
+        if constexpr (bf16)
+            if (!again) order_factors(x, count * in, factors);
+        multiply_by_vectors(w, (const Factor<T>*)factors, in, panels, count, put);
     }
 
     void embed(const int64_t* tokens) {

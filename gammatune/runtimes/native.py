@@ -201,7 +201,7 @@ class NativeModel(FixedCache):
             typed(CHUNK, sizes.intermediate),
             plain(threads, TOKEN_GROUP, self.capacity),
             typed(threads, CHUNK, sizes.hidden),
-            plain(threads, CHUNK + PANEL, widest // 2 + 3),  # two bytes for each number, three words for each token
+            plain(threads, CHUNK + PANEL, widest + 3),  # a word for each number, three for each token
         ]
         buffers = BufferPointers(*(buffer.data_ptr() for buffer in self.held), self.held[-1][0].numel())
         self.buffers = ctypes.byref(buffers)

@@ -28,11 +28,24 @@ OPERATIONS = ("os.rename", "os.mkdir", "os.truncate", "os.remove", "os.rmdir", "
 FREEING = OPERATIONS[3:]  # a full disk lets these through
 HALF = b'{"schema":2,"question_id":'
 ENDED_WELL, TOLD, DEFECT = 0, 2, 3
+LONGEST_S = 300  # that a child works; the slowest machine seen needs a tenth
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Do the work in a forked process: its exit code, or minus the signal that ended it."""
-    return os.waitstatus_to_exitcode(os.waitpid(fork(work), 0)[1])
+    """Do the work in a forked process: its exit code, or minus the signal that ended it. See `wait_for`."""
+    return wait_for(fork(work))
+
+
+def wait_for(child: int) -> int:
+    """The exit code of a process, or minus the signal that ended it; one that hangs is ended by SIGABRT."""
+    started = time.monotonic()
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.monotonic() - started > LONGEST_S:
+            os.kill(child, signal.SIGABRT)
+            ended = os.waitpid(child, 0)
+            break
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -84,7 +97,7 @@ def signal_and_wait(child: int, number: int) -> int:
     """The exit code of a process that was held still, or minus the signal that ended it."""
     os.kill(child, number)
     os.kill(child, signal.SIGCONT)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return wait_for(child)
 
 
 def kill(path: str) -> None:

@@ -16,13 +16,6 @@ from gammatune.runtimes.choose import Candidate, choose_runtime
 from gammatune.runtimes.native_library import NoLibraryError, find_compiler
 
 
-@pytest.fixture(autouse=True)
-def restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def needs_compiler():
     try:

@@ -254,16 +254,8 @@ def test_without_a_compiler_it_runs_eager_with_one_warning(fresh_library, monkey
     assert capsys.readouterr().err.count("no C++ compiler") == 2  # one warning, target and draft in it
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.embedded
-def test_the_embedded_pair_gives_the_same_ids(embedded_pair, one_thread):
+def test_the_embedded_pair_gives_the_same_ids(embedded_pair):
     prompt = embedded_pair.tokenizer.encode("The capital of France is")
     engines = build_engine(embedded_pair), build_engine(embedded_pair, "compiled")
     assert engines[1].runtime == "compiled"

@@ -28,6 +28,17 @@ def test_tokens_are_ranked_by_count_then_by_id(call, target, tmp_path):
     assert words == f"{tmp_path / 'ranking.npy'}: 9 tokens, 4 different ones.\n"
 
 
+def test_the_first_ids_suffice_where_a_vocabulary_is_small(call, target, tmp_path):
+    (tmp_path / "text.txt").write_text("zzb")
+    whole, first = tmp_path / "whole.npy", tmp_path / "first.npy"
+    assert (
+        call(target, tmp_path / "text.txt", "--out", whole)[0]
+        == call(target, tmp_path / "text.txt", "--most", 2, "--out", first)[0]
+    )
+    assert np.array_equal(np.load(first), np.load(whole)[:2])
+    assert call(target, tmp_path / "text.txt", "--most", 0)[::2] == (2, "--most 0 must be 1 or more.\n")
+
+
 def test_a_long_text_is_counted_whole(call, target, tmp_path):
     """More than is encoded at a time, with and without line ends."""
     (tmp_path / "long.txt").write_text("ab" * 150_000 + "\n" + "c" * 250_000)

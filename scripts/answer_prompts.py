@@ -1,0 +1,92 @@
+"""python scripts/answer_prompts.py PAIR --out FOLDER: a target's greedy answers to our own prompts, as plain text.
+
+One file for each kind of prompt. `rank_tokens.py` counts their tokens, as the ranking of a reduced draft vocabulary:
+
+    python scripts/answer_prompts.py qwen2.5-coder-0.5b-1.5b --out build/answers
+    python scripts/rank_tokens.py TOKENIZER_FOLDER build/answers --most 32768 --out token_ranking.npy
+
+PAIR is the name of a model pair, other settings such as model_pair.target.path=FOLDER may follow. Prompts draw on texts of
+four Debian packages (see draft_training/texts.py). With --specbench question.jsonl, none that shares 13 words in a row with
+a question there is asked. A file that is there is kept, so a call that was cut goes on.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from draft_training.prompts import KINDS, make_prompts
+from draft_training.student import write_json
+from draft_training.teacher import Overlaps, Teacher
+from draft_training.texts import Texts, fetch_packages, read_texts
+
+from gammatune.compose import compose_config
+from gammatune.errors import UserError, exit_code_of
+from gammatune.files import parse_object, read_text, write_text
+from gammatune.models.load import load_model, load_tokenizer
+from gammatune.models.sources import locate
+from gammatune.tasks.prompts import answer_text, build_prompt
+
+ANSWERED = [kind for kind in KINDS if kind != "article"]  # articles serve as documents where a draft is trained
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", metavar="PAIR", help="model pair, as in model_pair=PAIR")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="further settings of a run")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--prompts", type=int, default=40, help="of each kind (%(default)s)")
+    parser.add_argument("--answer-tokens", type=int, default=128, help="longest answer (%(default)s)")
+    parser.add_argument("--cached-tokens", type=int, default=12_000, help="cache positions of a batch (%(default)s)")
+    parser.add_argument("--specbench", type=Path, help="question.jsonl: its questions are never asked")
+    return parser
+
+
+def find_texts(folder: Path) -> Texts:
+    """Of the packages, fetched at the first call. Raises UserError."""
+    path, remedy = folder / "texts.json", "rename it and call again"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fetch_packages(folder / "packages")
+        write_json(path, asdict(read_texts(folder / "packages")))
+    return Texts(**parse_object(read_text(path, remedy), path, remedy))
+
+
+def answer_kind(teacher: Teacher, chat_template: str, chats: list[list[str]]) -> list[str]:
+    """The answer to the first turn of each chat."""
+    prompts = [build_prompt(chat_template, teacher.tokenizer, turns[:1], []) for turns in chats]
+    return [answer_text(teacher.tokenizer, ids) for ids in teacher.answer(prompts, teacher.answer_tokens)]
+
+
+def answer_all(options: argparse.Namespace) -> None:
+    texts, overlaps = find_texts(options.out.with_name(f"{options.out.name}-texts")), Overlaps(options.specbench)
+    missing = [kind for kind in ANSWERED if not (options.out / f"{kind}.txt").exists()]
+    if not missing:
+        return
+    pair = compose_config([f"model_pair={options.pair}", *options.settings]).model_pair
+    files = locate("target", pair.target, pair.source)
+    model = load_model(files, torch.device("cpu"), torch.float32).eval()
+    teacher = Teacher(model, load_tokenizer(files), options.answer_tokens, options.cached_tokens)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for kind in missing:
+        chats = make_prompts(kind, options.prompts, "rank", texts)
+        kept = [turns for turns in chats if not overlaps.found(turns)]
+        answers = answer_kind(teacher, pair.chat_template, kept)
+        write_text(options.out / f"{kind}.txt", "\n".join(answers) + "\n")
+        print(f"{kind}: {len(chats)} prompts, {len(chats) - len(kept)} dropped", flush=True)
+
+
+def main(words: list[str]) -> int:
+    try:
+        options = build_parser().parse_intermixed_args(words)
+        if min(options.prompts, options.answer_tokens, options.cached_tokens) < 1:
+            raise UserError("--prompts, --answer-tokens and --cached-tokens must be 1 or more.")
+        answer_all(options)
+    except (Exception, KeyboardInterrupt) as error:
+        return exit_code_of(error, folder_choice="--out FOLDER")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

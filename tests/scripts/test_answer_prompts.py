@@ -1,0 +1,56 @@
+"""A target's answers to our own prompts, which rank_tokens counts."""
+
+import json
+
+import answer_prompts
+import numpy as np
+import pytest
+import rank_tokens
+from test_train_draft import TEXTS
+
+
+@pytest.fixture
+def call(target, tmp_path, capsys):
+    """call(*arguments) -> exit code, words on stderr; answers are in tmp_path / "answers"."""
+    (tmp_path / "answers-texts").mkdir()
+    (tmp_path / "answers-texts" / "texts.json").write_text(json.dumps(TEXTS))
+    pair = ["smollm2-draft-135m", f"model_pair.target.path={target}", "--out", str(tmp_path / "answers")]
+    sizes = ["--prompts", "2", "--answer-tokens", "8"]
+    return lambda *arguments: (answer_prompts.main([*pair, *sizes, *map(str, arguments)]), capsys.readouterr().err)
+
+
+def test_answers_of_every_kind_are_counted(call, target, tmp_path):
+    assert call()[0] == 0
+    files = sorted((tmp_path / "answers").iterdir())
+    assert [file.stem for file in files] == sorted(answer_prompts.ANSWERED) and all(
+        file.read_text().strip() for file in files
+    )
+    ranking = tmp_path / "ranking.npy"
+    assert rank_tokens.main([str(target), str(tmp_path / "answers"), "--out", str(ranking)]) == 0
+    assert len(np.load(ranking)) == 260
+
+
+def test_what_is_there_is_kept_and_what_is_missing_made_again(call, tmp_path):
+    call()
+    before = {file.name: file.read_text() for file in (tmp_path / "answers").iterdir()}
+    (tmp_path / "answers" / "qa.txt").unlink()
+    (tmp_path / "answers" / "math.txt").write_text("kept")
+    assert call()[0] == 0
+    after = {file.name: file.read_text() for file in (tmp_path / "answers").iterdir()}
+    assert after == before | {"math.txt": "kept"}
+
+
+def test_a_question_of_the_benchmark_is_not_asked(call, tmp_path):
+    asked = answer_prompts.make_prompts("qa", 2, "rank", answer_prompts.Texts(**TEXTS))
+    questions = [{"question_id": i, "category": "qa", "turns": turns} for i, turns in enumerate(asked)]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    assert call("--specbench", tmp_path / "question.jsonl")[0] == 0
+    assert not (tmp_path / "answers" / "qa.txt").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"), [(["--prompts", "0"], "must be 1 or more"), (["nonsense=1"], "nonsense")]
+)
+def test_bad_calls_are_refused(call, arguments, sentence):
+    code, words = call(*arguments)
+    assert code == 2 and sentence in words
