@@ -34,18 +34,26 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;       // floats in a vector
+// Floats in a vector: as many as a register holds, since GCC keeps wider vectors in memory
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
 constexpr int64_t PANEL = 16;       // rows of a panel of weights
 constexpr int64_t TILE = 32;        // positions of a tile of keys
 constexpr int64_t TOKEN_GROUP = 6;  // tokens at a time, so that their sums stay in vector registers
 constexpr int64_t TILES_FROM = 3;   // tokens from which tile instructions are faster
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Doubles = double __attribute__((vector_size(128)));
-using Bytes = int8_t __attribute__((vector_size(16)));
-using Shorts = int16_t __attribute__((vector_size(32)));
-using Halves = uint16_t __attribute__((vector_size(32)));
+using Floats = float __attribute__((vector_size(4 * LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * LANES)));
+using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
+using Shorts = int16_t __attribute__((vector_size(2 * LANES)));
+using Bytes = int8_t __attribute__((vector_size(LANES)));
+using PanelInts = int32_t __attribute__((vector_size(4 * PANEL)));
+using PanelWords = uint32_t __attribute__((vector_size(4 * PANEL)));
 struct bfloat16 { uint16_t bits; };
 
 Floats broadcast(float value) { return Floats{} + value; }
@@ -123,7 +131,7 @@ constexpr int SOME_TOKENS = 6;
 constexpr int rows_beside(int tokens) { return tokens == 1 ? 16 : tokens < 4 ? 8 : 4; }
 #else
 constexpr int SOME_TOKENS = 3;
-constexpr int rows_beside(int tokens) { return tokens == 1 ? 4 : 2; }
+constexpr int rows_beside(int tokens) { return tokens == 1 ? 8 : 4; }
 #endif
 
 #ifdef __AVX512BF16__
@@ -148,13 +156,15 @@ void order_factors(const bfloat16* x, int64_t count, float* to) {
 template <int R, int N>
 void dot_rows(const float* w, const float* x, int64_t in, float (*sums)[N]) {
     Floats acc[R][N] = {};
-    for (int64_t k = 0; k < in; k += LANES, w += PANEL * LANES) {
-        Floats b[N];
-        for (int t = 0; t < N; t++) b[t] = load(x + t * in + k);
-        for (int r = 0; r < R; r++) {
-            Floats a = load(w + r * LANES);
-            prefetch_after(w + r * LANES);
-            for (int t = 0; t < N; t++) acc[r][t] += a * b[t];
+    for (int64_t k = 0; k < in; k += LINE<float>, w += PANEL * LINE<float>) {
+        for (int r = 0; r < R; r++) prefetch_after(w + r * LINE<float>);
+        for (int64_t part = 0; part < LINE<float>; part += LANES) {
+            Floats b[N];
+            for (int t = 0; t < N; t++) b[t] = load(x + t * in + k + part);
+            for (int r = 0; r < R; r++) {
+                Floats a = load(w + r * LINE<float> + part);
+                for (int t = 0; t < N; t++) acc[r][t] += a * b[t];
+            }
         }
     }
     for (int r = 0; r < R; r++)
@@ -182,16 +192,19 @@ void dot_rows(const bfloat16* w, const bfloat16* x, int64_t in, float (*sums)[N]
 template <int R, int N>
 void dot_rows(const bfloat16* w, const float* x, int64_t in, float (*sums)[N]) {
     Floats acc[R][N] = {};
-    for (int64_t k = 0; k < in; k += 2 * LANES, w += PANEL * 2 * LANES) {
-        Floats even[N], odd[N];
-        for (int t = 0; t < N; t++) even[t] = load(x + t * in + k), odd[t] = load(x + t * in + k + LANES);
-        for (int r = 0; r < R; r++) {
-            Words pairs;
-            std::memcpy(&pairs, w + r * 2 * LANES, sizeof pairs);
-            prefetch_after(w + r * 2 * LANES);
-            Floats first = (Floats)(pairs << 16), second = (Floats)(pairs & 0xffff0000);
-            for (int t = 0; t < N; t++) acc[r][t] += first * even[t], acc[r][t] += second * odd[t];
-        }
+    for (int64_t k = 0; k < in; k += LINE<bfloat16>, w += PANEL * LINE<bfloat16>) {
+        for (int r = 0; r < R; r++) prefetch_after(w + r * LINE<bfloat16>);
+        for (int64_t part = 0; part < LINE<bfloat16>; part += 2 * LANES)
+            for (int r = 0; r < R; r++) {
+                Words pairs;
+                std::memcpy(&pairs, w + r * LINE<bfloat16> + part, sizeof pairs);
+                Floats even = (Floats)(pairs << 16), odd = (Floats)(pairs & 0xffff0000);
+                const float* factors = x + k + part;
+                for (int t = 0; t < N; t++, factors += in) {
+                    acc[r][t] += even * load(factors);
+                    acc[r][t] += odd * load(factors + LANES);
+                }
+            }
     }
     for (int r = 0; r < R; r++)
         for (int t = 0; t < N; t++) sums[r][t] = sum(acc[r][t]);
@@ -378,13 +391,12 @@ void to_fixed_point(const T* x, int64_t n, const FixedTokens& to) {
     }
 }
 
-// put(row, token, W x) from both sums of bytes for PANEL rows
-template <class Put>
-void put_rows(Ints high, Ints low, const float* scales, const FixedToken& token, int64_t row, int64_t t, Put put) {
-    Doubles highs = __builtin_convertvector(high - 128 * token.high_sum, Doubles);
-    Doubles lows = __builtin_convertvector(low - 128 * token.low_sum, Doubles);
-    Floats product = __builtin_convertvector(highs * 256.0 + lows, Floats) * (load(scales + row) * token.unit);
-    for (int64_t r = 0; r < PANEL; r++) put(row + r, t, product[r]);
+// put(row, token, W x) for PANEL rows, from their sums with unsigned bytes
+template <class Sums, class Put>
+void put_rows(const Sums& sums, const float* scales, const FixedToken& token, int64_t row, int64_t t, Put put) {
+    int64_t columns = 256 * (int64_t)token.high_sum + token.low_sum;
+    for (int64_t r = 0; r < PANEL; r++)
+        put(row + r, t, float(sums(r) - 128 * columns) * (scales[row + r] * token.unit));
 }
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
@@ -418,22 +430,23 @@ void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x,
                 for (int64_t r = 0; r < PANEL / 2; r++) totals[t][half + r] += sums[r];
             }
         }
-    for (int t = 0; t < N; t++) {
-        const FixedToken& token = x.tokens[first + t];
-        int64_t columns = 256 * (int64_t)token.high_sum + token.low_sum;
-        for (int64_t r = 0; r < PANEL; r++)
-            put(row + r, first + t, float(totals[t][r] - 128 * columns) * (scales[row + r] * token.unit));
-    }
+    for (int t = 0; t < N; t++)
+        put_rows([&](int64_t r) { return totals[t][r]; }, scales, x.tokens[first + t], row, first + t, put);
 }
 #else
+// Of a sum with high and one with low bytes
+auto join_sums(const PanelInts& high, const PanelInts& low) {
+    return [&](int64_t r) { return 256 * (int64_t)high[r] + low[r]; };
+}
+
 // sum += 4 unsigned bytes . 4 signed ones, for each of 16 rows
-Ints add_products(Ints sum, Words line, const int8_t* x) {
+PanelInts add_products(PanelInts sum, PanelWords line, const int8_t* x) {
 #ifdef __AVX512VNNI__
     int32_t four;
     std::memcpy(&four, x, 4);
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)line, _mm512_set1_epi32(four));
+    return (PanelInts)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)line, _mm512_set1_epi32(four));
 #else
-    for (int c = 0; c < 4; c++) sum += (Ints)((line >> (8 * c)) & 255) * x[c];
+    for (int c = 0; c < 4; c++) sum += (PanelInts)((line >> (8 * c)) & 255) * x[c];
     return sum;
 #endif
 }
@@ -442,11 +455,11 @@ Ints add_products(Ints sum, Words line, const int8_t* x) {
 template <int N, class Put>
 void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first, Put put) {
     constexpr int UNROLL = N == 1 ? 4 : N < 4 ? 2 : 1;
-    Ints high[UNROLL][N] = {}, low[UNROLL][N] = {};
+    PanelInts high[UNROLL][N] = {}, low[UNROLL][N] = {};
     const int8_t *highs = x.high + first * x.in, *lows = x.low + first * x.in;
     for (int64_t k = 0; k < x.in; k += 4 * UNROLL)
         for (int u = 0; u < UNROLL; u++, w += 64) {
-            Words line;
+            PanelWords line;
             std::memcpy(&line, w, sizeof line);
             prefetch_after(w);
             for (int t = 0; t < N; t++) {
@@ -456,7 +469,7 @@ void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x,
         }
     for (int t = 0; t < N; t++) {
         for (int u = 1; u < UNROLL; u++) high[0][t] += high[u][t], low[0][t] += low[u][t];
-        put_rows(high[0][t], low[0][t], scales, x.tokens[first + t], row, first + t, put);
+        put_rows(join_sums(high[0][t], low[0][t]), scales, x.tokens[first + t], row, first + t, put);
     }
 }
 #endif
@@ -483,10 +496,10 @@ void multiply_bytes_by_tiles(const uint8_t* w, const float* scales, const FixedT
             _tile_dpbsud(1, 6, 4);
         }
     }
-    Ints highs[2 * PANEL], lows[2 * PANEL];  // of a token each
+    PanelInts highs[2 * PANEL], lows[2 * PANEL];  // of a token each
     _tile_stored(2, highs, 64); _tile_stored(3, lows, 64);
     if constexpr (G == 2) { _tile_stored(0, highs + PANEL, 64); _tile_stored(1, lows + PANEL, 64); }
-    for (int64_t t = 0; t < count; t++) put_rows(highs[t], lows[t], scales, x.tokens[first + t], row, first + t, put);
+    for (int64_t t = 0; t < count; t++) put_rows(join_sums(highs[t], lows[t]), scales, x.tokens[first + t], row, first + t, put);
 }
 #endif
 
@@ -675,9 +688,9 @@ struct Pass {
         const float* q[N];
         for (int t = 0; t < N; t++) q[t] = buffers.qkv + (first + t) * qkv_width + head * size;
         float scale = 1 / std::sqrt(float(size));
-        for (int64_t j = 0; j < longest; j += TILE) {  // scores of a whole tile; those past a token are masked by softmax
+        for (int64_t j = 0; j < longest; j += 2 * LANES) {  // scores of positions past a token are masked by softmax
             Floats acc[N][2] = {};
-            const T* tile = keys + j * size;
+            const T* tile = keys + j / TILE * TILE * size + j % TILE;
             for (int64_t k = 0; k < size; k++, tile += TILE) {
                 Floats low = load(tile), high = load(tile + LANES);
                 for (int t = 0; t < N; t++) acc[t][0] += low * q[t][k], acc[t][1] += high * q[t][k];
@@ -691,7 +704,8 @@ struct Pass {
         float totals[N];
         for (int t = 0; t < N; t++) totals[t] = softmax(scores + t * m.positions, start + first + t + 1, longest);
         int64_t k = 0;
-        for (; k + 4 * LANES <= size; k += 4 * LANES) weigh_values<N, 4>(values + k, head, first, longest, totals, k);
+        constexpr int K = LANES == 16 ? 4 : 2;
+        for (; k + K * LANES <= size; k += K * LANES) weigh_values<N, K>(values + k, head, first, longest, totals, k);
         for (; k < size; k += LANES) weigh_values<N, 1>(values + k, head, first, longest, totals, k);
     }
 
