@@ -44,7 +44,7 @@ def test_a_seeded_subset_is_the_same_every_time_and_grows_with_the_limit(questio
 
 @given(QUESTIONS, LIMITS, st.none() | SEEDS, st.data())
 def test_any_beginning_of_the_queue_is_a_smaller_limit_and_part_of_the_next(questions, limit, seed, data):
-    """So a recording that was stopped anywhere holds equal shares of all tasks, and all of some smaller limit's questions."""
+    """So a recording that was stopped anywhere has equal shares of all tasks, and all questions of some smaller limit."""
     queue = [q.question_id for q in queue_questions(questions, TasksConfig(name="t", limit=limit, seed=seed))]
     begun = set(queue[: data.draw(st.integers(1, len(queue)))])
     asked = [{q.question_id for q in select(questions, limit=each, seed=seed)} for each in range(1, limit + 1)]
