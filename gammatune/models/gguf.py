@@ -7,7 +7,9 @@ a manifest of their checksums, which is compared at every start.
 
 import re
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -38,13 +40,17 @@ PARTS = {
 #: what AutoTokenizer finds for a model of that type, after it has read the whole file once more
 TOKENIZERS = {"llama": PreTrainedTokenizerFast, "qwen2": Qwen2Tokenizer, "qwen3": Qwen2Tokenizer}
 ROWS = 4096  # of a matrix that are dequantised at once
+SCALED = (
+    "{path} scales its RoPE frequencies ({where}), which is not read from a GGUF file: give the folder of the checkpoint "
+)
+SCALED += "that it was made of."
 UNUSED = "rope_freqs"  # divisors of the RoPE frequencies
 
 
 def describe_once(path: Path, sha256: str) -> Path:
     """Folder with the file's settings, tokenizer and tensor index, made on the first call and where one of them changed.
 
-    sha256: of the file. Reading them out of it takes many seconds, since its vocabulary is read token by token. Raises
+    sha256: of the file. Reading them out of it takes some seconds, since its vocabulary is read token by token. Raises
     UserError for a file that is no model.
     """
     folder = cache_dir() / f"gguf-{sha256[:12]}"
@@ -53,15 +59,18 @@ def describe_once(path: Path, sha256: str) -> Path:
     try:
         with FileLock(folder.with_suffix(".lock")):
             if not is_described(folder, sha256):
+                print(f"Reading the settings of {path.name}, once.", file=sys.stderr, flush=True)
                 work = folder.with_suffix(".partial")
                 discard(work)
                 work.mkdir()
-                print(f"Reading the settings of {path.name}, once.", file=sys.stderr, flush=True)
-                describe(path, work)
-                files = {each.name: hash_file(each) for each in work.iterdir()}
-                write_json(work / MANIFEST, {"gguf_sha256": sha256, "files": files})
-                discard(folder)
-                work.rename(folder)
+                try:
+                    describe(path, work)
+                    files = {each.name: hash_file(each) for each in work.iterdir()}
+                    write_json(work / MANIFEST, {"gguf_sha256": sha256, "files": files})
+                    discard(folder)
+                    work.rename(folder)
+                finally:
+                    discard(work)  # of a file that was refused; a killed call leaves it to the next one
     except OSError as error:
         raise UserError(
             f"{folder} could not be written ({error.strerror}): set GAMMATUNE_CACHE to another folder."
@@ -83,16 +92,15 @@ def is_described(folder: Path, sha256: str) -> bool:
 
 def describe(path: Path, folder: Path) -> None:
     """Write config, tokenizer and generation config as plain files, and where each tensor lies in the file."""
-    try:
+    with explained(path):
         header = read_header(path)
-        check_header(path, header)
-        config = read_settings(header, folder)
+    check_header(path, header)
+    settings = folder / "settings.gguf"
+    settings.write_bytes(header.without_vocabulary())
+    with explained(path):
+        config = AutoConfig.from_pretrained(folder, gguf_file=settings.name, trust_remote_code=False)
         tokenizer = TOKENIZERS[config.model_type].from_pretrained(path.parent, gguf_file=path.name)
-    except UserError:
-        raise
-    except Exception as error:  # of several libraries, each with its own
-        words = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} is not read as a model ({words}): give a GGUF file of a Llama or Qwen model.") from error
+    settings.unlink()
     # Without an output table of its own, a model reads its embeddings there
     config.tie_word_embeddings = "output.weight" not in header.tensors
     config.architectures = [f"{type(config).__name__.removesuffix('Config')}ForCausalLM"]
@@ -107,24 +115,28 @@ def describe(path: Path, folder: Path) -> None:
     write_json(folder / INDEX, {"tensors": places})
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raises UserError for whatever several libraries make of a file that is no model."""
+    try:
+        yield
+    except Exception as error:
+        words = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise UserError(f"{path} is not read as a model ({words}): give a GGUF file of a Llama or Qwen model.") from error
+
+
 def check_header(path: Path, header: Header) -> None:
-    """Raises UserError for a model of another kind, and for a file without a vocabulary."""
+    """Raises UserError for a model of another kind, one whose settings transformers does not read, and one without words."""
     kind = header.scalars.get("general.architecture")
     if kind not in TOKENIZERS:
         found = "names no architecture" if kind is None else f"holds a model of architecture {clip(str(kind))}"
         raise UserError(f"{path} {found}, so it cannot decode here: give a GGUF file of one of {', '.join(TOKENIZERS)}.")
+    linear = header.scalars.get(f"{kind}.rope.scale_linear", 1)
+    factor = header.scalars.get(f"{kind}.rope.scaling.factor", linear)
+    if factor != 1 or header.scalars.get(f"{kind}.rope.scaling.type", "none") not in ("none", "linear"):
+        raise UserError(SCALED.format(path=path, where=f"{kind}.rope.scaling"))
     if not header.lengths.get("tokenizer.ggml.tokens"):
         raise UserError(f"{path} holds no tokenizer (tokenizer.ggml.tokens): give a GGUF file with its vocabulary.")
-
-
-def read_settings(header: Header, folder: Path) -> PreTrainedConfig:
-    """The config, as transformers reads it from a file of the settings alone."""
-    settings = folder / "settings.gguf"
-    settings.write_bytes(header.without_vocabulary())
-    try:
-        return AutoConfig.from_pretrained(folder, gguf_file=settings.name, trust_remote_code=False)
-    finally:
-        settings.unlink()
 
 
 def read_weights(path: Path, index: Path, config: PreTrainedConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -144,10 +156,7 @@ def refuse_scaled_angles(path: Path, name: str, place: dict) -> None:
     plain = place["type"] == GGMLQuantizationType.F32
     stored = partial(np.memmap, path, mode="r", dtype=np.float32, offset=place["offset"], shape=tuple(place["shape"]))
     if not plain or (stored() != 1).any():
-        raise UserError(
-            f"{path} scales its RoPE frequencies ({name}), which is not read from a GGUF file: give the folder of the "
-            "checkpoint that it was made of."
-        )
+        raise UserError(SCALED.format(path=path, where=name))
 
 
 def transformers_name(name: str, path: Path) -> str:

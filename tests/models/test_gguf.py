@@ -10,12 +10,13 @@ import pytest
 from tiny_checkpoints import write_gguf
 from transformers import AutoConfig, AutoTokenizer
 
-from gammatune.config import Checkpoint, PairConfig
+from gammatune.config import Checkpoint, Gguf, PairConfig
 from gammatune.errors import UserError
 from gammatune.files import hash_file
 from gammatune.models import gguf
 from gammatune.models.gguf_header import read_header
 from gammatune.models.pair import load_pair
+from gammatune.models.sources import from_gguf
 
 KINDS = [("qwen2", "gpt2"), ("qwen3", "gpt2"), ("llama", "gpt2"), ("llama", "llama")]
 TEXTS = ["ab", " ab  ab\n\tba", "Grüße, 東京 🙂 <s>x</s>", "def f(x):\n    return x + 12345", "", "</s>", "a\x00b\u2581ab"]
@@ -97,6 +98,9 @@ FILES = {
     "does not fill its own settings .first: model.layers.1.mlp.up_proj": {"kept": lambda name: "1.mlp.up" not in name},
     r"not read as a model \(an alignment of 'x'\): give a GGUF file": {"general__alignment": "x"},
     r"not read as a model \(an alignment of 3\)": {"general__alignment": 3},
+    r"scales its RoPE frequencies \(qwen2.rope.scaling\)": {"qwen2__rope__scaling__factor": 4.0},
+    r"scales its RoPE frequencies \(qwen2.rope.scaling\), ": {"qwen2__rope__scaling__type": "yarn"},
+    r"not read as a model \(Cannot build a tokenizer .*\]\): give": {"vocabulary": "bert"},
 }
 
 
@@ -105,6 +109,19 @@ def test_a_model_that_cannot_be_used_is_refused(tmp_path, told):
     path = tmp_path / "model.gguf"
     write_gguf(path, **FILES[told])
     assert re.search(told, load_refused(path))
+    assert not list((tmp_path / "cache").glob("*.partial"))
+
+
+def test_a_file_of_another_checksum_than_the_pinned_one_is_refused(tmp_path):
+    """As where the hub, or another quantization's file, has something else under the name."""
+    path = tmp_path / "model.gguf"
+    write_gguf(path)
+    pinned = Checkpoint(id="somebody/Small", gguf=Gguf(sha256="f" * 64, bytes=8, file=path.name))
+    with pytest.raises(
+        UserError, match=r"model.gguf is not the pinned file \(sha256 [0-9a-f]{12}\.\.\., ffffffffffff\.\.\. expected"
+    ):
+        from_gguf("target", "somebody/Small", path, pinned)
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("gguf-*"))
 
 
 def test_scaled_rope_frequencies_are_refused_and_ones_are_not(tmp_path):

@@ -33,7 +33,7 @@ from gammatune.studies.importers.rounds import (
 )
 
 LONGEST_S = 10**7  # of a turn
-CONTRADICTED = 0.05  # of the positions that two logs tell; 12 of 60,000 in two of one pair, a third and more in others
+CONTRADICTED = 0.05  # at most, of the positions that two logs of one pair tell; 12 of 55,831 in Spec-Bench's own
 FAILED = "ERROR"  # Spec-Bench's text of a turn whose generation broke off
 SAMPLED = re.compile(r"temp-(?!0*\.?0*$)[\d.]+$")
 ONLY_CHAINS = "only logs whose rounds emit exactly the answer can be imported"
