@@ -12,6 +12,8 @@ from bad_inputs import ALL, command_lines
 from bad_inputs.case import Case, Outcome, complaint
 from bad_inputs.child import Child
 
+from gammatune.machine import cache_dir
+
 
 @pytest.fixture(scope="module", autouse=True)
 def heavy_imports():
@@ -26,6 +28,7 @@ def heavy_imports():
 def test_a_bad_input_ends_in_one_true_sentence(case, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["gammatune"])
+    monkeypatch.setenv("GAMMATUNE_CACHE", str(cache_dir()))  # put back where a case sets another
     case.prepare(tmp_path)
     started = time.perf_counter()
     code, out, err = call(*case.words)

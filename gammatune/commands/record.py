@@ -19,6 +19,13 @@ def add_command(commands) -> None:
     parser.add_argument(
         "--known", type=Path, help="answers that are already known, as JSON lines such as a run's turns.jsonl"
     )
+    parser.add_argument(
+        "--extend",
+        type=Path,
+        metavar="TABLE",
+        help="take over the questions of an earlier table of the same pair, question file and settings, or of a recording "
+        "that was stopped: a table, or the folder of either",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/acceptance"), help="folder of all tables")
     parser.set_defaults(command=record_table)
 
@@ -28,10 +35,12 @@ def record_table(options: argparse.Namespace) -> int:
     # Heavy imports only once the config is known to be good
     with loading():
         from gammatune.drafters.known import read_known
+        from gammatune.runs.earlier import read_earlier
         from gammatune.studies.record import Recorder
 
     known = read_known(options.known) if options.known else None
-    recorder = Recorder(config, options.out, options.gamma_max, known)
+    earlier = read_earlier(options.extend) if options.extend else None
+    recorder = Recorder(config, options.out, options.gamma_max, known, earlier)
     with stopping_quietly():
         path = recorder.run()
     print(recorder.describe_times(), file=sys.stderr)

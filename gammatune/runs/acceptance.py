@@ -33,6 +33,8 @@ from gammatune.tasks.questions import Question
 
 # (question, turn, prompt ids) -> the target's own greedy answer
 Answer = Callable[[Question, int, list[int]], Generation | TurnLog]
+Held = dict[int, list[AcceptanceTurn]]  # by question id, all turns of each
+PARTS = "parts"
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Recording:
 
     @property
     def parts(self) -> Path:
-        return self.folder / "parts"
+        return self.folder / PARTS
 
     def part(self, question: Question) -> Path:
         return self.parts / f"{question.question_id}.parquet"
@@ -60,16 +62,21 @@ class Recording:
         self.remove_parts()
         return True
 
-    def complete(self, session: Session, answer: Answer) -> None:
-        """Trace the questions that are missing or damaged, then join all parts in the order of the questions."""
+    def complete(self, session: Session, answer: Answer, held: Held | None = None) -> None:
+        """Trace the questions that are missing or damaged, then join all parts in the order of the questions.
+
+        held: traced already, elsewhere. They come first; then the queue's order, so that whatever is done when this is
+        killed has equal shares of all tasks.
+        """
         self.parts.mkdir(exist_ok=True)
-        questions = session.questions.questions
-        parts = {question.question_id: read_derived(self.part(question), read_table) for question in questions}
-        missing = [question for question in questions if parts[question.question_id] is None]
-        for question in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
-            traced = AcceptanceTable(trace_question(session, question, answer, self.facts["gamma_max"]), self.facts)
-            write_table(traced, self.part(question))
-            parts[question.question_id] = traced
+        held, questions = held or {}, {question.question_id: question for question in session.questions.questions}
+        parts = {number: read_derived(self.part(question), read_table) for number, question in questions.items()}
+        missing = [number for number in session.questions.queue if number in parts and parts[number] is None]
+        missing.sort(key=lambda number: number not in held)
+        for number in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
+            turns = held.get(number) or trace_question(session, questions[number], answer, self.facts["gamma_max"])
+            parts[number] = AcceptanceTable(turns, self.facts)
+            write_table(parts[number], self.part(questions[number]))
         write_table(join_tables(list(parts.values()), self.facts), self.table)
         self.remove_parts()
 

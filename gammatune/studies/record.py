@@ -1,18 +1,20 @@
 """`gammatune record`: the target's own answers to a task set, and the acceptance table of the drafter beside them."""
 
+import sys
 import time
 from pathlib import Path
 
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Generation, generate_autoregressive, generate_speculative
 from gammatune.drafters.known import KnownText
-from gammatune.errors import UserError
+from gammatune.errors import UserError, printable
 from gammatune.files import content_hash, hold_folder, read_derived, read_json, write_json
 from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
 from gammatune.runs.acceptance import Recording
+from gammatune.runs.earlier import Earlier
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
 from gammatune.tasks.questions import Question
@@ -24,18 +26,21 @@ class Recorder:
     """Answer every question with the target alone, then trace the drafter along the answers.
 
     known: (question id, turn) -> ids of answers that are perhaps the target's own; it checks them in blocks.
+    earlier: a table of the same work on other questions of the same file; what both have is taken over.
     """
 
-    def __init__(self, config: RunConfig, out: Path, depth: int, known: dict | None = None):
+    def __init__(self, config: RunConfig, out: Path, depth: int, known: dict | None = None, earlier: Earlier | None = None):
         if not config.decode.greedy:
             raise UserError("An acceptance table exists for greedy decoding only: set decode=greedy.")
         if not 1 <= depth <= 120:
             raise UserError(f"--gamma-max {depth} must lie between 1 and 120.")
         self.known = known or {}
+        self.earlier = earlier
         self.answer_seconds = self.seconds = 0.0
         self.load = LoadWatch()
         self.session = open_session(config)
         facts = self.session.table_facts(depth)
+        self.held = earlier.select(self.session, facts) if earlier else {}
         name = f"{self.session.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
         self.recording = Recording(out / name, facts)
 
@@ -45,7 +50,7 @@ class Recorder:
         with hold_folder(self.recording.folder, "--out FOLDER"):
             if not self.recording.finished():
                 self.stamp()
-                self.recording.complete(self.session, self.answer)
+                self.recording.complete(self.session, self.answer, self.held)
         self.seconds = time.perf_counter() - started
         return self.recording.table
 
@@ -56,6 +61,10 @@ class Recorder:
         there = read_derived(path, read_sessions) or []
         here = describe_environment(self.session.pair.device, self.session.pair.identity)
         here |= {"known_answers": len(self.known)}
+        if self.earlier:
+            here |= {"extended": self.earlier.describe(self.held)}
+            taken = f"{len(self.held)} of {len(self.session.questions.questions)} questions"
+            print(printable(f"{taken} are taken over from {self.earlier.path}."), file=sys.stderr)
         write_json(path, {"sessions": [*there, here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:

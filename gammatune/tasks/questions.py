@@ -47,6 +47,7 @@ class QuestionSet:
 
     questions: list[Question]  # the chosen ones, in file order
     checksum: str  # sha256 of the whole file
+    queue: list[int]  # their ids in an order of which any beginning has an equal share of each task
 
 
 def load_questions(config: TasksConfig, url: str = SPECBENCH_URL) -> QuestionSet:
@@ -56,7 +57,8 @@ def load_questions(config: TasksConfig, url: str = SPECBENCH_URL) -> QuestionSet
     pinned one, or malformed (with the line), and for an include that matches no question.
     """
     path, content = find_question_file(config, url)
-    return QuestionSet(select_questions(read_questions(content, path), config), sha256(content))
+    queue = queue_questions(questions := read_questions(content, path), config)
+    return QuestionSet(in_file_order(questions, queue), sha256(content), [q.question_id for q in queue])
 
 
 def find_question_file(config: TasksConfig, url: str = SPECBENCH_URL) -> tuple[Path, bytes]:
@@ -202,6 +204,19 @@ def select_questions(questions: list[Question], config: TasksConfig) -> list[Que
 
     Raises UserError for a name in config.include that matches no question.
     """
+    return in_file_order(questions, queue_questions(questions, config))
+
+
+def in_file_order(questions: list[Question], chosen: list[Question]) -> list[Question]:
+    kept = {q.question_id for q in chosen}
+    return [q for q in questions if q.question_id in kept]
+
+
+def queue_questions(questions: list[Question], config: TasksConfig) -> list[Question]:
+    """What `select_questions` chooses, one of each task in turn, in the order in which a growing limit takes them.
+
+    So work that goes through them and is stopped has done all that some smaller limit asks for, and little more.
+    """
     chosen = [q for q in questions if not config.include or {q.task, q.category} & set(config.include)]
     found = {name for q in chosen for name in (q.task, q.category)}
     for name in config.include:
@@ -210,10 +225,13 @@ def select_questions(questions: list[Question], config: TasksConfig) -> list[Que
                 f"tasks.include names {name}, but the question file has none of it: it holds "
                 f"{', '.join(sorted({q.category for q in questions}))}."
             )
-    if config.limit is None:
-        return chosen
-    kept = {q.question_id for group in group_by(chosen, "task") for q in order_task(group, config.seed)[: config.limit]}
-    return [q for q in chosen if q.question_id in kept]
+    tasks = sorted(group_by(chosen, "task"), key=lambda group: chosen.index(group[0]))
+    return take_turns([order_task(group, config.seed)[: config.limit] for group in tasks])
+
+
+def take_turns(groups: list[list[Question]]) -> list[Question]:
+    """One of each group in turn, until all are used up."""
+    return [q for q in chain.from_iterable(zip_longest(*groups)) if q is not None]
 
 
 def group_by(questions: list[Question], attribute: str) -> list[list[Question]]:
@@ -232,4 +250,4 @@ def order_task(questions: list[Question], seed: int | None) -> list[Question]:
     # Seeded by name, so that what one task or category gets does not depend on which others are included.
     groups = [Random(f"{seed}/{group[0].category}").sample(group, len(group)) for group in group_by(questions, "category")]
     Random(f"{seed}/{questions[0].task}").shuffle(groups)
-    return [q for q in chain.from_iterable(zip_longest(*groups)) if q is not None]
+    return take_turns(groups)

@@ -250,7 +250,47 @@ RANKINGS = [
     ranked("with ids twice", numbers(*range(30), 3)),
     ranked("empty", b""),
 ]
-CASES = [*CONFIGS, *TOKENIZERS, *WEIGHTS, *SHAPES, *RANKINGS]
+
+
+def bad_gguf(name: str, says: str, damage: Callable[[Path], None] = lambda path: None, role: str = "target", **how) -> Case:
+    """A GGUF file that is written in another way (how), or damaged, for one model of the pair."""
+
+    def prepare(folder: Path) -> None:
+        whole()  # puts tiny_checkpoints on the path
+        from tiny_checkpoints import write_gguf
+
+        write_questions(folder)
+        os.environ["GAMMATUNE_CACHE"] = str(folder / "cache")  # where its settings go
+        for each in ("target", "draft"):
+            write_gguf(folder / f"{each}.gguf", **(how if each == role else {}))
+        damage(folder / f"{role}.gguf")
+
+    words = [f"model_pair.{each}.path={each}.gguf" for each in ("target", "draft")]
+    return Case(name, (*SMALL, "model_pair=vicuna-68m-7b", "model_pair.chat_template=plain", *words), says, prepare)
+
+
+def shorter(count: int) -> Callable[[Path], None]:
+    return lambda path: os.truncate(path, path.stat().st_size - count)
+
+
+GGUFS = [
+    bad_gguf("GGUF cut short", "target.gguf is not read as a model .it ends before its tensor", shorter(100)),
+    bad_gguf(
+        "GGUF header cut", "draft.gguf is not read .* the middle of its header", lambda p: os.truncate(p, 900), "draft"
+    ),
+    bad_gguf(
+        "GGUF a pointer", "it does not begin like a GGUF", lambda p: p.write_text("version https://git-lfs.github.com\n")
+    ),
+    bad_gguf("GGUF empty", "target.gguf is not read as a model .it is empty", lambda path: os.truncate(path, 0)),
+    bad_gguf("GGUF missing", "model_pair.draft.path=draft.gguf is no file", Path.unlink, "draft"),
+    bad_gguf("GGUF a folder", "path=target.gguf is no file", lambda path: (path.unlink(), path.mkdir())),
+    bad_gguf("GGUF of gemma", "target.gguf holds a model of architecture gemma, so it cannot decode", architecture="gemma"),
+    bad_gguf("GGUF without words", "target.gguf holds no tokenizer", vocabulary=None),
+    bad_gguf("GGUF of other words", "have different tokenizers .260 and 260 tokens", role="draft", vocabulary="llama"),
+    bad_gguf("GGUF without a layer", "target.gguf does not fill its own settings", kept=lambda name: "layers.1" not in name),
+    bad_gguf("GGUF scaled", "target.gguf scales its RoPE frequencies", qwen2__rope__scaling__type="yarn"),
+]
+CASES = [*CONFIGS, *TOKENIZERS, *WEIGHTS, *SHAPES, *RANKINGS, *GGUFS]
 
 ODD = (
     None,

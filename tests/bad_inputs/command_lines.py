@@ -28,6 +28,10 @@ def table_bytes() -> bytes:
         return (Path(folder) / "table.parquet").read_bytes()
 
 
+#: a recording of well under a second
+RECORD = ("record", *(word for word in SMALL[1:] if not word.startswith("policy")))
+
+
 def write_files(folder: Path) -> None:
     """A question file, an acceptance table, and a file in the place of a folder."""
     write_questions(folder)
@@ -103,6 +107,20 @@ UNREAD = [
 ]
 
 OPTIONS = [
+    Case("extend nothing", (*RECORD, "--extend", "nowhere"), "There is no acceptance table at nowhere", write_files),
+    Case(
+        "extend a folder",
+        (*RECORD, "--extend", "."),
+        "acceptance.parquet cannot be extended, since .* is nothing there",
+        write_files,
+    ),
+    Case("extend no table", (*RECORD, "--extend", "file"), "file is no acceptance table", write_files),
+    Case(
+        "extend an empty folder",
+        (*RECORD, "--extend", "own"),
+        "own holds neither an acceptance table nor parts",
+        write_latin,
+    ),
     Case("no command", (), "required: COMMAND; see gammatune --help"),
     Case("unknown command", ("decode",), "invalid choice: 'decode'"),
     Case("an empty command", ("",), "invalid choice: ''"),

@@ -4,6 +4,7 @@ import pytest
 from table_model import TableModel
 
 from gammatune.decoding import loop
+from gammatune.runs.earlier import read_earlier
 from gammatune.runs.runner import Runner
 from gammatune.runtimes.base import Models
 from gammatune.studies.record import Recorder
@@ -46,10 +47,10 @@ def make_runner(make_config, small, on_tables):
 def make_recorder(make_config, small, on_tables):
     """make_recorder(out, *overrides) -> Recorder of the small run's three questions."""
 
-    def make(out, *overrides, depth=24, known=None, drafter=None):
+    def make(out, *overrides, depth=24, known=None, drafter=None, extend=None):
         config = make_config(*small, *overrides)
         config.drafter = drafter or config.drafter
-        return on_tables(lambda: Recorder(config, out, depth, known))
+        return on_tables(lambda: Recorder(config, out, depth, known, read_earlier(extend) if extend else None))
 
     return make
 

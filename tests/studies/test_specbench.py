@@ -183,9 +183,9 @@ def test_import_writes_a_table_and_doubts_lengths_that_no_round_reached(tmp_path
 def test_a_file_that_is_no_log_is_refused(tmp_path, call):
     path = tmp_path / "log.jsonl"
     for text, sentence in {
-        "{": f"Line 1 of {path} is not JSON",
+        "{": f"Line 1 of {path} cannot be used .it is not JSON",
         '\n{"question_id": 81}': f"Line 2 of {path} has no choices",
-        "[]": "Line 1 of .* has no choices",
+        "[]": "Line 1 of .* cannot be used .the line is no JSON object",
         '{"question_id": "81", "choices": [{}]}': "is no answer .Field 'question_id' expected int, got str",
         '{"question_id": 81, "choices": [{"turns": ["a"]}]}': "Field 'decoding_steps' expected a list, got NoneType",
         "\n": "is empty",

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gammatune.config import CATEGORIES, TasksConfig, task_of
-from gammatune.tasks.questions import Question, select_questions
+from gammatune.tasks.questions import Question, queue_questions, select_questions
 
 QUESTIONS = st.lists(st.sampled_from(CATEGORIES), min_size=1, max_size=60).map(
     lambda names: [Question(i, name, task_of(name), ["?"]) for i, name in enumerate(names)]
@@ -40,6 +40,17 @@ def test_a_seeded_subset_is_the_same_every_time_and_grows_with_the_limit(questio
     assert chosen == select(questions, limit=limit, seed=seed)
     larger = select(questions, limit=limit + 1, seed=seed)
     assert {q.question_id for q in chosen} <= {q.question_id for q in larger}
+
+
+@given(QUESTIONS, LIMITS, st.none() | SEEDS, st.data())
+def test_any_beginning_of_the_queue_is_a_smaller_limit_and_part_of_the_next(questions, limit, seed, data):
+    """So a recording that was stopped anywhere has equal shares of all tasks, and all questions of some smaller limit."""
+    queue = [q.question_id for q in queue_questions(questions, TasksConfig(name="t", limit=limit, seed=seed))]
+    begun = set(queue[: data.draw(st.integers(1, len(queue)))])
+    asked = [{q.question_id for q in select(questions, limit=each, seed=seed)} for each in range(1, limit + 1)]
+    assert len(queue) == len(set(queue)) and set(queue) == asked[-1]
+    done = sum(each <= begun for each in asked)
+    assert begun <= asked[min(done, limit - 1)]
 
 
 @given(QUESTIONS, LIMITS, SEEDS)

@@ -33,8 +33,15 @@ def fit_line(columns: list[list[float]], ms: list[float]) -> Line:
     draws = [rng.integers(len(y), size=len(y)) for _ in range(RESAMPLES)]
     found = np.array([np.linalg.lstsq(x[drawn], y[drawn], rcond=None)[0] for drawn in draws])  # [RESAMPLES, columns]
     best = np.linalg.lstsq(x, y, rcond=None)[0]
-    explained = 1 - ((y - x @ best) ** 2).sum() / ((y - y.mean()) ** 2).sum()
+    spread = ((y - y.mean()) ** 2).sum()
+    explained = 1 - ((y - x @ best) ** 2).sum() / spread if spread else 0.0
     return Line(best, np.array([percentile_interval(each) for each in found.T]), float(explained))
+
+
+def refuse_dependent(columns: list[list[int]], why: str) -> None:
+    """Raises UserError where the costs of columns could be shared out in any way, which no interval shows."""
+    if np.linalg.matrix_rank(np.column_stack([np.ones(len(columns[0])), *columns])) <= len(columns):
+        raise UserError(f"{why}, so their times do not tell what each costs: use --cost-ratio.")
 
 
 def fit_log_prices(turns: list[LoggedTurn], drafts: list[list[int]], plain: list[LoggedTurn], source: dict) -> PriceList:
@@ -42,14 +49,22 @@ def fit_log_prices(turns: list[LoggedTurn], drafts: list[list[int]], plain: list
 
     wall = a + rounds * T_verify + drafted tokens * T_draft, and of the target alone wall = b + tokens * T_target. A block's
     length has no price of its own in verification, nor has the context: a turn's one time cannot tell them.
-    Raises UserError where a log has no times, or where a step would cost nothing or less.
+    Raises UserError where a log has no times, where its counts cannot tell one cost from another, or where a step would
+    cost nothing or less.
     """
     for each, name in ((turns, "The log"), (plain, "The log of the target alone")):
         if any(turn.seconds is None for turn in each) or len(each) < 10:
             raise UserError(f"{name} has no wall time for ten turns or more, so no prices follow from it: use --cost-ratio.")
+    if any(length > 1 for turn in plain for length in turn.lengths):
+        raise UserError(
+            "The log of the target alone has rounds of several tokens, which only a draft makes: give another one."
+        )
     counts = [[len(d) for d in drafts], [sum(d) for d in drafts]]
+    tokens = [[turn.tokens for turn in plain]]
+    refuse_dependent(counts, "All turns have rounds and drafted tokens in one proportion, as those of one fixed gamma")
+    refuse_dependent(tokens, "All turns of the target alone have equally many tokens")
     spoken = fit_line(counts, [turn.seconds * 1e3 for turn in turns])
-    alone = fit_line([[turn.tokens for turn in plain]], [turn.seconds * 1e3 for turn in plain])
+    alone = fit_line(tokens, [turn.seconds * 1e3 for turn in plain])
     prices = {"T_verify": spoken.describe(1), "T_draft": spoken.describe(2), "T_target": alone.describe(1)}
     for name, found in prices.items():
         if found["low"] <= 0:

@@ -8,7 +8,7 @@ from pathlib import Path
 from gammatune.errors import UserError
 from gammatune.policies.fixed import Fixed
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.importers.json_lines import read_log
+from gammatune.studies.importers.json_lines import read_log, whole_number
 from gammatune.studies.importers.rounds import (
     LoggedTurn,
     Schedule,
@@ -18,7 +18,7 @@ from gammatune.studies.importers.rounds import (
     schedule_drafts,
 )
 
-HINT = "give JSON lines with from_draft and prompt_tokens, as docs/acceptance-table.md shows"
+HINT = "give JSON lines with from_draft and prompt_tokens, as docs/logs.md shows"
 
 
 def import_mlx(path: Path, gamma: int | None) -> AcceptanceTable:
@@ -50,4 +50,4 @@ def read_answer(line: dict, number: int, task: str) -> LoggedTurn:
             open_round = 0
     if open_round:  # the answer ended within a block
         lengths.append(open_round)
-    return LoggedTurn(number, task, 0, lengths, prompt_tokens=line.get("prompt_tokens", 0))
+    return LoggedTurn(number, task, 0, lengths, prompt_tokens=whole_number(line.get("prompt_tokens", 0), "prompt_tokens"))

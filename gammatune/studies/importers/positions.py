@@ -12,7 +12,7 @@ import numpy as np
 
 from gammatune.errors import UserError
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
-from gammatune.studies.importers.json_lines import LogFile, read_log, whole_numbers
+from gammatune.studies.importers.json_lines import LONGEST, LogFile, read_log, whole_numbers
 from gammatune.traces import StartTrace
 
 HINT = "give JSON lines with prompt_token_ids, generated_token_ids and acc_len lists of drafters"
@@ -66,14 +66,14 @@ def import_positions(paths: list[Path], drafter: str | None = None) -> Acceptanc
 
 
 def read_request(line: dict, number: int) -> Request:
-    """Raises ValueError, KeyError or TypeError where it is none."""
+    """Raises ValueError or KeyError where it is none."""
     lists = {key: value["acc_len"] for key, value in line.items() if isinstance(value, dict) and "acc_len" in value}
     if not lists:
         raise KeyError("drafter with acc_len")
     ids = whole_numbers(line["generated_token_ids"], "generated_token_ids")
     if not ids:
         raise ValueError("generated_token_ids is empty")
-    emitted = {key: whole_numbers(found, f"{key}.acc_len", least=1) for key, found in lists.items()}
+    emitted = {key: whole_numbers(found, f"{key}.acc_len", 1, LONGEST) for key, found in lists.items()}
     return Request(number, len(whole_numbers(line["prompt_token_ids"], "prompt_token_ids")), ids, emitted)
 
 

@@ -180,7 +180,8 @@ class Joined:
     shared: int = 0  # positions that stand in both logs after the same text
     same_turns: int = 0  # turns with equal texts
     learned: int = 0  # positions that the first log left unknown
-    contradictions: int = 0  # positions where the logs disagree, which stay as the first has them
+    compared: int = 0  # positions whose match both logs tell
+    contradictions: int = 0  # those where they disagree, which stay as the first has them
 
 
 def join_second(turns: list[LoggedTurn], matches: list[np.ndarray], second: SecondLog) -> Joined:
@@ -201,7 +202,9 @@ def join_second(turns: list[LoggedTurn], matches: list[np.ndarray], second: Seco
             joined.same_turns += 1
         theirs, ours = second.matches(other)[:same], match[:same]
         missing = (ours == UNKNOWN) & (theirs != UNKNOWN)
-        joined.contradictions += int(((ours != theirs) & (ours != UNKNOWN) & (theirs != UNKNOWN)).sum())
+        both = (ours != UNKNOWN) & (theirs != UNKNOWN)
+        joined.compared += int(both.sum())
+        joined.contradictions += int((both & (ours != theirs)).sum())
         joined.learned += int(missing.sum())
         joined.shared += same
         ours[missing] = theirs[missing]

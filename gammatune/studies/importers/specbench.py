@@ -6,7 +6,6 @@ every round, those of all turns in one list. gammatune.commands.export_answers w
 """
 
 import hashlib
-import json
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -21,6 +20,7 @@ from gammatune.config import MT_BENCH_CATEGORIES, TASKS
 from gammatune.errors import UserError, one_line
 from gammatune.records import MOST
 from gammatune.replay.table import AcceptanceTable
+from gammatune.studies.importers.json_lines import parse_line
 from gammatune.studies.importers.rounds import (
     LoggedTurn,
     Schedule,
@@ -32,6 +32,8 @@ from gammatune.studies.importers.rounds import (
     schedule_drafts,
 )
 
+LONGEST_S = 10**7  # of a turn
+CONTRADICTED = 0.05  # at most, of the positions that two logs of one pair tell; 12 of 55,831 in Spec-Bench's own
 FAILED = "ERROR"  # Spec-Bench's text of a turn whose generation broke off
 SAMPLED = re.compile(r"temp-(?!0*\.?0*$)[\d.]+$")
 ONLY_CHAINS = "only logs whose rounds emit exactly the answer can be imported"
@@ -62,6 +64,8 @@ class Choice:
             raise ValueError("turns, decoding_steps and new_tokens are of different lengths or empty")
         if self.wall_time is not None and len(self.wall_time) != len(self.turns):
             raise ValueError("turns and wall_time are of different lengths")
+        if self.wall_time is not None and not all(0 <= seconds <= LONGEST_S for seconds in self.wall_time):
+            raise ValueError(f"wall_time must be from 0 to {LONGEST_S:,} seconds")
         if min(*self.decoding_steps, *self.new_tokens, *self.accept_lengths) < 1:
             raise ValueError("decoding_steps, new_tokens and accept_lengths must be 1 or more")
 
@@ -140,6 +144,11 @@ def import_answers(log: Drafted, second: AnswerFile | None = None, most: int = 2
     file, budget = log.file, log.schedule.max_new_tokens
     matches = [find_matches(turn.lengths, drafted) for turn, drafted in zip(file.turns, log.drafts, strict=True)]
     joined = join_second(file.turns, matches, SecondLog(second.turns, second.path.name, most)) if second else None
+    if joined and joined.contradictions > CONTRADICTED * joined.compared:
+        raise UserError(
+            f"{second.path} contradicts {file.path} at {joined.contradictions:,} of the {joined.compared:,} positions that "
+            "both tell: give two logs of one pair, and the schedule of the first with --schedule and --gamma."
+        )
     facts = {**file.facts, "settings": asdict(log.schedule.policy), "failed": file.failed}
     if joined:
         rounds = sum(len(turn.lengths) for turn in second.turns)
@@ -150,11 +159,11 @@ def import_answers(log: Drafted, second: AnswerFile | None = None, most: int = 2
 def read_line(text: bytes, where: str) -> Line:
     """One JSON object with what import needs of it. Raises UserError where a field is missing or of another type."""
     try:
-        stored = json.loads(text)
+        stored = parse_line(text)
         line = take_fields(Line, stored)
         line.choice = take_fields(Choice, stored["choices"][0])
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {FROM_SPECBENCH}.") from error
+        raise UserError(f"{where} cannot be used ({error}): {FROM_SPECBENCH}.") from error
     except StrictDataclassError as error:
         # Its last line says what is wrong, after the kind of error
         raise UserError(f"{where} is no answer ({str(error).split('Error: ')[-1]}): {FROM_SPECBENCH}.") from error

@@ -8,7 +8,7 @@ metrics.speculative_decoding, per_step_accepted and per_step_drafted are read, a
 from pathlib import Path
 
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.importers.json_lines import read_log, whole_numbers
+from gammatune.studies.importers.json_lines import LONGEST, json_object, read_log, whole_number, whole_numbers
 from gammatune.studies.importers.rounds import LoggedTurn, build_table, find_matches, refuse_unmatched
 
 HINT = "give responses of a server that runs with --per-request-spec-decode-metrics detailed, one per line"
@@ -28,15 +28,20 @@ def import_vllm(path: Path) -> AcceptanceTable:
 
 
 def read_response(response: dict, number: int, task: str) -> LoggedTurn:
-    """Raises ValueError, KeyError or TypeError where it is none."""
+    """Raises ValueError or KeyError where it is none."""
+    if not isinstance(response["choices"], list):
+        raise ValueError("choices is no list")
     if len(response["choices"]) != 1:
         raise ValueError(f"{len(response['choices'])} choices, but the rounds of one request tell one answer only")
-    rounds = (response.get("metrics") or {}).get("speculative_decoding") or {}
+    metrics = json_object(response.get("metrics") or {}, "metrics")
+    rounds = json_object(metrics.get("speculative_decoding") or {}, "metrics.speculative_decoding")
     if rounds.get("per_step_drafted") is None:
         raise KeyError("metrics.speculative_decoding.per_step_drafted")
-    accepted = whole_numbers(rounds["per_step_accepted"], "per_step_accepted")
-    drafted = whole_numbers(rounds["per_step_drafted"], "per_step_drafted")
-    tokens = response["usage"]["completion_tokens"]
+    accepted = whole_numbers(rounds["per_step_accepted"], "per_step_accepted", most=LONGEST)
+    drafted = whole_numbers(rounds["per_step_drafted"], "per_step_drafted", most=LONGEST)
+    usage = json_object(response["usage"], "usage")
+    tokens = whole_number(usage["completion_tokens"], "completion_tokens")
+    prompt_tokens = whole_number(usage["prompt_tokens"], "prompt_tokens")
     if len(accepted) != len(drafted) or any(a > d for a, d in zip(accepted, drafted, strict=True)):
         raise ValueError("per_step_accepted does not fit per_step_drafted")
     # the first token comes out of the prefill: a round of its own, for which nothing was drafted
@@ -45,4 +50,4 @@ def read_response(response: dict, number: int, task: str) -> LoggedTurn:
     if not 0 <= surplus < lengths[-1]:
         raise ValueError(f"{tokens} completion_tokens, but its {len(accepted)} rounds make {sum(lengths)}")
     lengths[-1] -= surplus  # the last round's tokens after the end of the answer
-    return LoggedTurn(number, task, 0, lengths, drafted, prompt_tokens=response["usage"]["prompt_tokens"])
+    return LoggedTurn(number, task, 0, lengths, drafted, prompt_tokens=prompt_tokens)
