@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 RUN ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all torture paper-tables figures notebooks bench lint clean
+.PHONY: help demo demo-small test test-all torture paper-tables figures notebooks bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -17,7 +17,10 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(BIN)/.installed ## install, fetch the embedded pair, run the main job, print its table and pictures
+demo: $(BIN)/.installed ## install, fetch two Qwen2.5-Coder models (1.6 GB), run the main job, print its table and pictures
+	$(BIN)/python run.py experiment=demo model_pair=qwen2.5-coder-0.5b-1.5b tasks.limit=2
+
+demo-small: $(BIN)/.installed ## the same with a pair of 0.1 GB
 	$(BIN)/python run.py experiment=demo
 
 # A file's tests stay in one process, so that what they share is made once
