@@ -6,10 +6,12 @@ None keeps a prompt's cache for the next call, or an arm would find its prefill 
 
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
 from math import prod
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -133,29 +135,37 @@ def load_openvino(job: Job) -> Offer:
     """
     offer = Offer()
     with tempfile.TemporaryDirectory() as folder:
+        target, draft = (Path(folder) / role for role in ("target", "draft"))
         try:
-            alone = convert_openvino(job.target, Path(folder) / "target", job.threads)
+            run_apart(save_openvino, job.target, target)
+            alone = open_openvino(target, job.threads)
         except Exception as error:  # the engine's own classes differ by version
             return Offer([], [f"OpenVINO GenAI refuses the target ({last_line(error)}), so it has no arms."])
         offer.ways.append(way_of_openvino(alone, job, ALONE, (job.target.bits,)))
         try:
-            draft = make_readable(job.draft, Path(folder) / "draft.gguf", offer.notes)
-            convert_openvino(draft, Path(folder) / "draft", job.threads)
-            assisted = assist_openvino(Path(folder) / "target", Path(folder) / "draft", job.threads)
+            readable = make_readable(job.draft, Path(folder) / "draft.gguf", offer.notes)
+            run_apart(save_openvino, readable, draft)
+            assisted = assist_openvino(target, draft, job.threads)
         except Exception as error:
             offer.notes.append(f"OpenVINO GenAI refuses the draft ({last_line(error)}), so it has no speculative arms.")
             return offer
-    bits = (job.target.bits, draft.bits)
+    bits = (job.target.bits, readable.bits)
     for gamma in job.gammas:
         offer.ways.append(way_of_openvino(assisted, job, f"fixed_{gamma}", bits, num_assistant_tokens=gamma))
     offer.ways.append(way_of_openvino(assisted, job, ADAPTIVE, bits, assistant_confidence_threshold=CONFIDENCE))
     return offer
 
 
+def run_apart(work: Callable, *args):
+    """work(*args) in a process of its own, which takes the memory of reading a GGUF file away with it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
 def make_readable(draft: Weights, path: Path, notes: list[str]) -> Weights:
     """The draft, or where OpenVINO cannot read all of it a copy at `path` that it can, with a note."""
     if odd := draft.kinds - READABLE:
-        copy, names = substitute(draft, path), ", ".join(sorted(kind.name for kind in odd))
+        copy, names = run_apart(substitute, draft, path), ", ".join(sorted(kind.name for kind in odd))
         notes.append(
             f"OpenVINO GenAI does not read the draft's {names} tensors, so they were made {SUBSTITUTE.name} for it: its "
             f"draft has {copy.bits:.1f} bits a weight in place of {draft.bits:.1f}."
@@ -164,12 +174,12 @@ def make_readable(draft: Weights, path: Path, notes: list[str]) -> Weights:
     return draft
 
 
-def convert_openvino(weights: Weights, folder: Path, threads: int):
-    """A pipeline of a GGUF file, which leaves it in OpenVINO's own form in the folder."""
+def save_openvino(weights: Weights, folder: Path) -> None:
+    """The model of a GGUF file in OpenVINO's own form, in a folder that is made."""
     folder.mkdir()
     path = folder / "model.gguf"
     path.symlink_to(weights.path.resolve())  # the form is saved beside the name that was given
-    return open_openvino(path, threads, enable_save_ov_model=True)
+    open_openvino(path, 1, enable_save_ov_model=True)
 
 
 def assist_openvino(target: Path, draft: Path, threads: int):

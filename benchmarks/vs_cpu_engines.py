@@ -37,6 +37,16 @@ class Agreement:
     differs_at: float | None  # median index of the first other token in the rest; None where there is no rest
 
 
+@dataclass
+class Bench:
+    """All that is measured, loaded."""
+
+    decoder: Decoder  # ours
+    prompts: list[list[int]]  # ids
+    arms: list[Arm]
+    notes: list[str]  # a sentence for each thing that an engine refuses or that was changed for it
+
+
 def find_engines() -> list[Engine]:
     """Those that are installed. Raises UserError where none is."""
     found = [engine for engine in ENGINES if engine.installed]
@@ -161,8 +171,14 @@ def describe_columns(questions: int) -> list[str]:
     ]
 
 
-def report(options, config: RunConfig) -> int:
-    engines, gammas = find_engines(), read_gammas(options.gammas)
+def name_missing(engines: list[Engine]) -> list[str]:
+    absent = [engine for engine in ENGINES if engine not in engines]
+    return [f"{each.title} is not installed: run `pip install {each.package}` to compare with it." for each in absent]
+
+
+def load_bench(options, config: RunConfig, engines: list[Engine]) -> Bench:
+    """Our pair first, since reading it takes the most memory; its first form is let go before engines load."""
+    gammas = read_gammas(options.gammas)
     if config.runtime.device not in ("auto", "cpu"):
         raise UserError(f"runtime.device={config.runtime.device} is not compared here: leave it out, or set it to cpu.")
     files = locate_files(config.model_pair)
@@ -177,23 +193,25 @@ def report(options, config: RunConfig) -> int:
     bits = {role: 8 if found.checkpoint.quantization == "int8" else 8 * pair.dtype.itemsize for role, found in files.items()}
     arms = our_arms(decoder, gammas, options.tokens, bits)
     arms += [make_arm(way, title) for title, offer in offers.items() for way in offer.ways]
+    return Bench(decoder, prompts, arms, [note for offer in offers.values() for note in offer.notes])
 
-    measured = measure(arms, prompts, pair.device, options.repeats)
-    speeds, wrong = Speeds(measured, LABELS), judge_ours(measured, decoder, prompts)
-    changes = [note for offer in offers.values() for note in offer.notes]
-    changes += [
-        f"{e.title} is not installed: run `pip install {e.package}` to compare with it." for e in ENGINES if e not in engines
-    ]
-    notes = [*describe_columns(len(prompts)), *changes, *wrong]
-    versions = {engine.title: engine.version for engine in engines}
+
+def report(options, config: RunConfig) -> int:
+    engines = find_engines()
+    bench = load_bench(options, config, engines)
+    pair = bench.decoder.pair
+    measured = measure(bench.arms, bench.prompts, pair.device, options.repeats)
+    speeds, wrong = Speeds(measured, LABELS), judge_ours(measured, bench.decoder, bench.prompts)
+    notes = bench.notes + name_missing(engines)
     result = {
         "ours_over": summarise(speeds),
-        "engines": versions,
-        "runtime": decoder.name,
+        "engines": {engine.title: engine.version for engine in engines},
+        "runtime": bench.decoder.name,
         "pair": pair.name,
-        "notes": changes,
+        "notes": notes,
     }
-    print_report([tabulate(speeds, compare(measured, pair.eos_ids))], result, pair.device, notes="\n".join(notes))
+    printed = "\n".join([*describe_columns(len(bench.prompts)), *notes, *wrong])
+    print_report([tabulate(speeds, compare(measured, pair.eos_ids))], result, pair.device, notes=printed)
     return 1 if wrong else 0
 
 
