@@ -213,10 +213,10 @@ def way_of_openvino(pipeline, job: Job, decoding: str, bits: tuple[float, ...], 
 
 
 def load_llama_cpp(job: Job) -> Offer:
-    """The target alone: llama-cpp-python's draft_model drafts by prompt lookup, and takes no second model."""
+    """The target alone: the only drafter that llama-cpp-python brings is prompt lookup."""
     import llama_cpp
 
-    note = "llama-cpp-python drafts by prompt lookup only, so llama.cpp has no arm with the pair's draft."
+    note = "llama-cpp-python brings no drafter but prompt lookup, so llama.cpp has no arm with the pair's draft."
     threads = {"n_threads": job.threads, "n_threads_batch": job.threads}
     try:
         model = llama_cpp.Llama(str(job.target.path), n_ctx=job.context + 1, verbose=False, **threads)
