@@ -35,7 +35,13 @@ class Weights:
 
     path: Path
     kinds: frozenset[GGMLQuantizationType]  # of its tensors
-    bits: float  # of a weight as stored, scales included
+    count: int  # of weights
+    size: int  # their bytes, scales included
+
+    @property
+    def bits(self) -> float:
+        """Of a weight."""
+        return 8 * self.size / self.count
 
 
 @dataclass(frozen=True)
@@ -90,19 +96,18 @@ def weigh(files: Files) -> Weights:
     """The weights of a checkpoint that is a GGUF file."""
     tensors = read_json(files.folder / INDEX, "fetch the checkpoint again")["tensors"].values()
     kinds = [GGMLQuantizationType(tensor["type"]) for tensor in tensors]
-    stored = [prod(tensor["shape"]) for tensor in tensors]  # numbers of a plain type, bytes of a quantised one
-    return Weights(files.gguf, frozenset(kinds), mean_bits(kinds, stored))
+    return count_weights(files.gguf, kinds, [prod(tensor["shape"]) for tensor in tensors])
 
 
-def mean_bits(kinds: list[GGMLQuantizationType], stored: list[int]) -> float:
-    """Bits of a weight over all tensors. stored: numbers of a tensor of a plain type, bytes of a quantised one."""
-    weights = size = 0
-    for kind, count in zip(kinds, stored, strict=True):
+def count_weights(path: Path, kinds: list[GGMLQuantizationType], stored: list[int]) -> Weights:
+    """stored: numbers of a tensor of a plain type, bytes of a quantised one."""
+    count = size = 0
+    for kind, units in zip(kinds, stored, strict=True):
         block, block_bytes = GGML_QUANT_SIZES[kind]
-        plain = block == 1
-        weights += count if plain else count // block_bytes * block
-        size += count * block_bytes if plain else count
-    return 8 * size / weights
+        blocks = units if block == 1 else units // block_bytes
+        count += blocks * block
+        size += blocks * block_bytes
+    return Weights(path, frozenset(kinds), count, size)
 
 
 def substitute(weights: Weights, path: Path) -> Weights:
@@ -125,7 +130,7 @@ def substitute(weights: Weights, path: Path) -> Weights:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return Weights(path, frozenset(kinds), mean_bits(kinds, stored))
+    return count_weights(path, kinds, stored)
 
 
 def load_openvino(job: Job) -> Offer:
@@ -137,19 +142,18 @@ def load_openvino(job: Job) -> Offer:
     with tempfile.TemporaryDirectory() as folder:
         target, draft = (Path(folder) / role for role in ("target", "draft"))
         try:
-            run_apart(save_openvino, job.target, target)
+            bits = (run_apart(save_openvino, job.target, target),)
             alone = open_openvino(target, job.threads)
         except Exception as error:  # the engine's own classes differ by version
             return Offer([], [f"OpenVINO GenAI refuses the target ({last_line(error)}), so it has no arms."])
-        offer.ways.append(way_of_openvino(alone, job, ALONE, (job.target.bits,)))
+        offer.ways.append(way_of_openvino(alone, job, ALONE, bits))
         try:
             readable = make_readable(job.draft, Path(folder) / "draft.gguf", offer.notes)
-            run_apart(save_openvino, readable, draft)
+            bits += (run_apart(save_openvino, readable, draft),)
             assisted = assist_openvino(target, draft, job.threads)
         except Exception as error:
             offer.notes.append(f"OpenVINO GenAI refuses the draft ({last_line(error)}), so it has no speculative arms.")
             return offer
-    bits = (job.target.bits, readable.bits)
     for gamma in job.gammas:
         offer.ways.append(way_of_openvino(assisted, job, f"fixed_{gamma}", bits, num_assistant_tokens=gamma))
     offer.ways.append(way_of_openvino(assisted, job, ADAPTIVE, bits, assistant_confidence_threshold=CONFIDENCE))
@@ -165,21 +169,21 @@ def run_apart(work: Callable, *args):
 def make_readable(draft: Weights, path: Path, notes: list[str]) -> Weights:
     """The draft, or where OpenVINO cannot read all of it a copy at `path` that it can, with a note."""
     if odd := draft.kinds - READABLE:
-        copy, names = run_apart(substitute, draft, path), ", ".join(sorted(kind.name for kind in odd))
+        names = ", ".join(sorted(kind.name for kind in odd))
         notes.append(
-            f"OpenVINO GenAI does not read the draft's {names} tensors, so they were made {SUBSTITUTE.name} for it: its "
-            f"draft has {copy.bits:.1f} bits a weight in place of {draft.bits:.1f}."
+            f"OpenVINO GenAI does not read the draft's {names} tensors, so they were made {SUBSTITUTE.name} for it."
         )
-        return copy
+        return run_apart(substitute, draft, path)
     return draft
 
 
-def save_openvino(weights: Weights, folder: Path) -> None:
-    """The model of a GGUF file in OpenVINO's own form, in a folder that is made."""
+def save_openvino(weights: Weights, folder: Path) -> float:
+    """The model of a GGUF file in OpenVINO's own form, in a folder that is made; the bits that a weight has there."""
     folder.mkdir()
     path = folder / "model.gguf"
     path.symlink_to(weights.path.resolve())  # the form is saved beside the name that was given
     open_openvino(path, 1, enable_save_ov_model=True)
+    return 8 * (folder / "openvino_model.bin").stat().st_size / weights.count
 
 
 def assist_openvino(target: Path, draft: Path, threads: int):

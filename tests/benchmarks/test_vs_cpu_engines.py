@@ -149,7 +149,7 @@ def write_q5(path, source):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return Weights(path, frozenset({GGMLQuantizationType.Q5_0, GGMLQuantizationType.F32}), 6.0)
+    return Weights(path, frozenset({GGMLQuantizationType.Q5_0, GGMLQuantizationType.F32}), count=1, size=1)
 
 
 def test_tensors_that_openvino_cannot_read_become_others_of_nearly_the_same_numbers(tmp_path):
@@ -158,7 +158,7 @@ def test_tensors_that_openvino_cannot_read_become_others_of_nearly_the_same_numb
     made = engines.make_readable(given, tmp_path / "q8.gguf", notes)
     old, new = GGUFReader(given.path), GGUFReader(made.path)
     assert made.kinds == {GGMLQuantizationType.Q8_0, GGMLQuantizationType.F32} <= engines.READABLE
-    assert notes[0].startswith("OpenVINO GenAI does not read the draft's Q5_0 tensors, so they were made Q8_0")
+    assert notes == ["OpenVINO GenAI does not read the draft's Q5_0 tensors, so they were made Q8_0 for it."]
     fields = [{f.name: f.contents() for f in r.fields.values() if not f.name.startswith("GGUF.")} for r in (old, new)]
     assert fields[0] == fields[1] and fields[0]["tokenizer.ggml.tokens"] == ["a", "b"]
     assert [tensor.name for tensor in old.tensors] == [tensor.name for tensor in new.tensors]
@@ -171,8 +171,8 @@ def test_tensors_that_openvino_cannot_read_become_others_of_nearly_the_same_numb
 
 def test_bits_of_a_weight_count_scales_and_every_tensor(gguf_words, tmp_path):
     kinds = [GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16]
-    assert engines.mean_bits(kinds[:1], [34 * 10]) == 8.5
-    assert engines.mean_bits(kinds, [34 * 10, 320]) == (8.5 + 16) / 2
+    found = engines.count_weights(tmp_path, kinds, [34 * 10, 320])
+    assert (found.count, found.size, found.bits) == (640, 980, (8.5 + 16) / 2)
     checkpoint = compose_config(gguf_words).model_pair.target
     found = engines.weigh(locate("target", checkpoint, "wheels"))
     assert (found.path, found.kinds, found.bits) == (tmp_path / "tiny.gguf", {GGMLQuantizationType.F32}, 32.0)
@@ -181,7 +181,7 @@ def test_bits_of_a_weight_count_scales_and_every_tensor(gguf_words, tmp_path):
 def test_a_target_that_openvino_cannot_open_is_a_sentence(tmp_path):
     """Installed or not: it is one more reason to have no arms."""
     (tmp_path / "empty.gguf").write_bytes(b"")
-    nothing = Weights(tmp_path / "empty.gguf", frozenset(), 0.0)
+    nothing = Weights(tmp_path / "empty.gguf", frozenset(), count=0, size=0)
     offer = engines.load_openvino(Job(nothing, nothing, (0,), (1,), 4, 16, 1))
     assert offer.ways == []
     assert len(offer.notes) == 1 and offer.notes[0].startswith("OpenVINO GenAI refuses the target (")
