@@ -40,8 +40,9 @@ LOAD = LoadWatch()  # of this process's measurements
 class Decoder:
     """A pair in a runtime: the only place where the benchmarks call into decoding."""
 
-    def __init__(self, pair: Pair, runtime: str):
-        self.pair, self.engine = pair, build_engine(pair, runtime)
+    def __init__(self, pair: Pair, runtime: str, threads: int | None = None, release: bool = False):
+        """runtime, threads, release: as for build_engine."""
+        self.pair, self.engine = pair, build_engine(pair, runtime, threads=threads, release=release)
         self.device, self.name = self.engine.device, self.engine.runtime  # the runtime that really runs
         self.models = {"target": self.engine.target, "draft": self.engine.drafter.workplace.model}
 
@@ -116,6 +117,28 @@ def time_call(work: Callable, device: torch.device):
     made = work()
     wait(device)
     return made, time.perf_counter() - started
+
+
+class Speeds:
+    """Tokens per second: a row per (input, repeat), a column per arm. Its three labels: kind, by whom, in which form."""
+
+    def __init__(self, measured: pd.DataFrame, labels: list[str]):
+        """measured: with the answers as `ids`."""
+        speed = measured["ids"].map(len) / measured["seconds"]
+        self.frame = measured.assign(speed=speed).pivot(index=["input", "repeat"], columns=labels, values="speed")
+
+    def of(self, key: tuple) -> float:
+        """Median over questions of what a question's median repeat had."""
+        return float(self.frame[key].groupby(level="input").median().median())
+
+    def ratios(self, ours: tuple, theirs: tuple) -> pd.Series:
+        """Per question: the median over repeats of ours / theirs in the same repeat."""
+        return (self.frame[ours] / self.frame[theirs]).groupby(level="input").median()
+
+    def fastest(self, kinds: tuple[str, ...], by: tuple[str, ...], form: str | None = None) -> tuple | None:
+        """The fastest arm among those of these kinds, by these, in one form or in any; None where there is none."""
+        wanted = [key for key in self.frame if key[0] in kinds and key[1] in by and form in (None, key[2])]
+        return max(wanted, key=self.of, default=None)
 
 
 def median_interval(values) -> dict[str, float]:

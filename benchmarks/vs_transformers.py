@@ -20,6 +20,7 @@ import torch
 from harness import (
     Arm,
     Decoder,
+    Speeds,
     build_decoders,
     load_pairs,
     make_parser,
@@ -90,26 +91,6 @@ def answer_theirs(pair: Pair, gamma: int, tokens: int, prompt: list[int], padded
     return output[0, ids.shape[1] :].tolist()
 
 
-class Speeds:
-    """Tokens per second: a row per (input, repeat), a column per arm's labels."""
-
-    def __init__(self, measured: pd.DataFrame):
-        speed = measured["ids"].map(len) / measured["seconds"]
-        self.frame = measured.assign(speed=speed).pivot(index=["input", "repeat"], columns=LABELS, values="speed")
-
-    def of(self, key: tuple) -> float:
-        """Median over questions of what a question's median repeat had."""
-        return float(self.frame[key].groupby(level="input").median().median())
-
-    def ratios(self, ours: tuple, theirs: tuple) -> pd.Series:
-        """Per question: the median over repeats of ours / theirs in the same repeat."""
-        return (self.frame[ours] / self.frame[theirs]).groupby(level="input").median()
-
-    def fastest(self, kind: str, by: tuple[str, ...], dtype: str | None = None) -> tuple:
-        """The fastest arm of a kind among those `by` names, in one dtype or in any."""
-        return max((key for key in self.frame if key[0] == kind and key[1] in by and dtype in (None, key[2])), key=self.of)
-
-
 def judge(measured: pd.DataFrame, both: dict[str, Pair], prompts: list[list[int]]) -> pd.DataFrame:
     """A row per answer that is not our eager autoregressive one: its labels, and the verdict on it."""
     found, eager = [], {dtype: Decoder(pair, "eager") for dtype, pair in both.items()}
@@ -131,7 +112,7 @@ def tabulate_speeds(speeds: Speeds, differences: pd.DataFrame) -> pd.DataFrame:
     for key in speeds.frame:
         row = dict(zip(LABELS, key, strict=True)) | {"tokens_per_second": speeds.of(key)}
         if key[1] not in THEIRS:
-            found = median_interval(speeds.ratios(key, speeds.fastest(key[0], THEIRS, key[2])))
+            found = median_interval(speeds.ratios(key, speeds.fastest((key[0],), THEIRS, key[2])))
             row |= {"ratio": found["median"], "low": found["low"], "high": found["high"]}
         rows.append(row | {status: int(counts.get((*key, status), 0)) for status in ("near_tie", "different")})
     return pd.DataFrame(rows).sort_values(["decoding", "dtype", "by"], ignore_index=True)
@@ -142,18 +123,18 @@ def summarise(speeds: Speeds) -> dict:
 
     reduced_vocabulary: the same ratios with a draft that transformers cannot use; empty where the pair has none.
     """
-    dtype = speeds.fastest("autoregressive", FORMS)[2]
+    dtype = speeds.fastest(("autoregressive",), FORMS)[2]
     result = {"dtype": dtype, "runtime": {}, "over_best_dtype": {}, "reduced_vocabulary": {}}
     for kind in GAMMAS:
-        ours, theirs = speeds.fastest(kind, FORMS, dtype), speeds.fastest(kind, THEIRS, dtype)
+        ours, theirs = speeds.fastest((kind,), FORMS, dtype), speeds.fastest((kind,), THEIRS, dtype)
         found = median_interval(speeds.ratios(ours, theirs))
         result |= {f"{kind}_ratio": found["median"], f"{kind}_ratio_interval": [found["low"], found["high"]]}
         result["runtime"][kind] = ours[1]
-        best = speeds.ratios(speeds.fastest(kind, FORMS), speeds.fastest(kind, THEIRS))
+        best = speeds.ratios(speeds.fastest((kind,), FORMS), speeds.fastest((kind,), THEIRS))
         result["over_best_dtype"][kind] = float(best.median())
         reduced = tuple(name + REDUCED for name in FORMS)
         if any(key[0] == kind and key[1] in reduced for key in speeds.frame):
-            ours = speeds.fastest(kind, reduced, dtype)
+            ours = speeds.fastest((kind,), reduced, dtype)
             result["reduced_vocabulary"][kind] = float(speeds.ratios(ours, theirs).median())
     return result
 
@@ -164,7 +145,7 @@ def report(options, config: RunConfig) -> int:
     prompts = read_prompts(pair, config, options.questions, options.tokens)
     longest = max(map(len, prompts)) + options.tokens
     measured = measure(make_arms(both, reduced, options.tokens, longest), prompts, pair.device, options.repeats)
-    speeds, differences = Speeds(measured), judge(measured, both, prompts)
+    speeds, differences = Speeds(measured, LABELS), judge(measured, both, prompts)
     wrong = differences[differences["status"] == "different"]
     notes = [
         f"ratio: over the faster of transformers' arms in the same dtype, 95 % interval over {len(prompts)} questions.",

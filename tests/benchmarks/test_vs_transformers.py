@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from harness import Decoder
+from harness import Decoder, Speeds
 
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
@@ -80,7 +80,7 @@ def test_transformers_after_padding_drafts_as_we_do_and_feeds_no_text_twice(benc
     assert max(fed[1:]) <= 2
 
 
-def make_speeds(benchmark, columns: dict) -> object:
+def make_speeds(benchmark, columns: dict) -> Speeds:
     """Speeds from {labels: [questions][repeats]}: so many tokens in a second."""
     rows = [
         {**dict(zip(benchmark.LABELS, key, strict=True)), "input": q, "repeat": r, "seconds": 1.0, "ids": (0,) * speed}
@@ -88,7 +88,7 @@ def make_speeds(benchmark, columns: dict) -> object:
         for q, repeats in enumerate(found)
         for r, speed in enumerate(repeats)
     ]
-    return benchmark.Speeds(pd.DataFrame(rows))
+    return Speeds(pd.DataFrame(rows), benchmark.LABELS)
 
 
 def test_ratios_are_medians_over_repeats_then_questions(benchmark):
