@@ -5,9 +5,10 @@ One file for each kind of prompt. `rank_tokens.py` counts their tokens, as the r
     python scripts/answer_prompts.py qwen2.5-coder-0.5b-1.5b --out build/answers
     python scripts/rank_tokens.py TOKENIZER_FOLDER build/answers --most 32768 --out token_ranking.npy
 
-PAIR is the name of a model pair, other settings such as model_pair.target.path=FOLDER may follow. Prompts draw on texts of
-four Debian packages (see draft_training/texts.py). With --specbench question.jsonl, none that shares 13 words in a row with
-a question there is asked. A file that is there is kept, so a call that was cut goes on.
+PAIR is the name of a model pair, other settings such as model_pair.target.path=FOLDER may follow. The target decodes with
+its draft's help, whole vocabulary. Prompts draw on texts of four Debian packages (see draft_training/texts.py). With
+--specbench question.jsonl, none that shares 13 words in a row with a question there is asked. A file that is there is kept,
+so a call that was cut goes on.
 """
 
 import argparse
@@ -15,17 +16,20 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from draft_training.prompts import KINDS, make_prompts
 from draft_training.student import write_json
-from draft_training.teacher import Overlaps, Teacher
+from draft_training.teacher import Overlaps
 from draft_training.texts import Texts, fetch_packages, read_texts
+from tqdm import tqdm
 
 from gammatune.compose import compose_config
+from gammatune.config import RunConfig
+from gammatune.decoding.loop import Engine, build_engine, generate_speculative
 from gammatune.errors import UserError, exit_code_of
 from gammatune.files import parse_object, read_text, write_text
-from gammatune.models.load import load_model, load_tokenizer
-from gammatune.models.sources import locate
+from gammatune.models.pair import load_pair
+from gammatune.policies.gammatune import GammaTune
+from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import answer_text, build_prompt
 
 ANSWERED = [kind for kind in KINDS if kind != "article"]  # articles serve as documents where a draft is trained
@@ -38,7 +42,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--prompts", type=int, default=40, help="of each kind (%(default)s)")
     parser.add_argument("--answer-tokens", type=int, default=128, help="longest answer (%(default)s)")
-    parser.add_argument("--cached-tokens", type=int, default=12_000, help="cache positions of a batch (%(default)s)")
     parser.add_argument("--specbench", type=Path, help="question.jsonl: its questions are never asked")
     return parser
 
@@ -53,10 +56,16 @@ def find_texts(folder: Path) -> Texts:
     return Texts(**parse_object(read_text(path, remedy), path, remedy))
 
 
-def answer_kind(teacher: Teacher, chat_template: str, chats: list[list[str]]) -> list[str]:
-    """The answer to the first turn of each chat."""
-    prompts = [build_prompt(chat_template, teacher.tokenizer, turns[:1], []) for turns in chats]
-    return [answer_text(teacher.tokenizer, ids) for ids in teacher.answer(prompts, teacher.answer_tokens)]
+def load_engine(config: RunConfig) -> Engine:
+    config.model_pair.draft.vocabulary = None  # its ranking may be what is being made
+    pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
+    return build_engine(pair, config.runtime.name, threads=config.runtime.threads, release=True)
+
+
+def answer(engine: Engine, config: RunConfig, question: str) -> str:
+    prompt = build_prompt(engine.pair.chat_template, engine.pair.tokenizer, [question], [])
+    made = generate_speculative(engine, prompt, PolicySession(GammaTune()), config.decode)
+    return answer_text(engine.pair.tokenizer, made.output_ids)
 
 
 def answer_all(options: argparse.Namespace) -> None:
@@ -64,15 +73,14 @@ def answer_all(options: argparse.Namespace) -> None:
     missing = [kind for kind in ANSWERED if not (options.out / f"{kind}.txt").exists()]
     if not missing:
         return
-    pair = compose_config([f"model_pair={options.pair}", *options.settings]).model_pair
-    files = locate("target", pair.target, pair.source)
-    model = load_model(files, torch.device("cpu"), torch.float32).eval()
-    teacher = Teacher(model, load_tokenizer(files), options.answer_tokens, options.cached_tokens)
+    words = [f"model_pair={options.pair}", f"decode.max_new_tokens={options.answer_tokens}", *options.settings]
+    config = compose_config(words)
+    engine = load_engine(config)
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in missing:
         chats = make_prompts(kind, options.prompts, "rank", texts)
         kept = [turns for turns in chats if not overlaps.found(turns)]
-        answers = answer_kind(teacher, pair.chat_template, kept)
+        answers = [answer(engine, config, turns[0]) for turns in tqdm(kept, desc=kind, disable=None, file=sys.stderr)]
         write_text(options.out / f"{kind}.txt", "\n".join(answers) + "\n")
         print(f"{kind}: {len(chats)} prompts, {len(chats) - len(kept)} dropped", flush=True)
 
@@ -80,8 +88,8 @@ def answer_all(options: argparse.Namespace) -> None:
 def main(words: list[str]) -> int:
     try:
         options = build_parser().parse_intermixed_args(words)
-        if min(options.prompts, options.answer_tokens, options.cached_tokens) < 1:
-            raise UserError("--prompts, --answer-tokens and --cached-tokens must be 1 or more.")
+        if options.prompts < 1:
+            raise UserError(f"--prompts {options.prompts} must be 1 or more.")
         answer_all(options)
     except (Exception, KeyboardInterrupt) as error:
         return exit_code_of(error, folder_choice="--out FOLDER")

@@ -10,11 +10,12 @@ from test_train_draft import TEXTS
 
 
 @pytest.fixture
-def call(target, tmp_path, capsys):
+def call(tmp_path, capsys):
     """call(*arguments) -> exit code, words on stderr; answers are in tmp_path / "answers"."""
     (tmp_path / "answers-texts").mkdir()
     (tmp_path / "answers-texts" / "texts.json").write_text(json.dumps(TEXTS))
-    pair = ["smollm2-draft-135m", f"model_pair.target.path={target}", "--out", str(tmp_path / "answers")]
+    room = [f"model_pair.{role}.shape.max_position_embeddings=8192" for role in ("target", "draft")]
+    pair = ["tiny-random", "runtime=eager", *room, "--out", str(tmp_path / "answers")]
     sizes = ["--prompts", "2", "--answer-tokens", "8"]
     return lambda *arguments: (answer_prompts.main([*pair, *sizes, *map(str, arguments)]), capsys.readouterr().err)
 
@@ -49,7 +50,7 @@ def test_a_question_of_the_benchmark_is_not_asked(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"), [(["--prompts", "0"], "must be 1 or more"), (["nonsense=1"], "nonsense")]
+    ("arguments", "sentence"), [(["--prompts", "0"], "--prompts 0 must be 1 or more"), (["nonsense=1"], "nonsense")]
 )
 def test_bad_calls_are_refused(call, arguments, sentence):
     code, words = call(*arguments)
