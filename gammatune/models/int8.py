@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gammatune.models.pages import drop_pages
+from gammatune.models.pages import drop_pages, trim_heap
 
 ROWS = 4096  # quantised at a time, so that little memory is needed beside the matrix
 
@@ -51,6 +51,7 @@ def quantise(model: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if type(child) is nn.Linear:
                 setattr(module, name, quantise_linear(child))
+                trim_heap()
     if type(model.get_output_embeddings()) is nn.Linear:
         model.set_output_embeddings(quantise_linear(model.get_output_embeddings()))
         model.config.tie_word_embeddings = False

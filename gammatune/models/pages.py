@@ -1,4 +1,4 @@
-"""Weights come as parts of a mapped file, whose pages count as memory of this process until the whole file is let go."""
+"""Memory that weights leave behind: pages of a mapped file until all of it is let go, and free places inside the heap."""
 
 import ctypes
 import mmap
@@ -19,6 +19,16 @@ def drop_pages(weight: torch.Tensor) -> None:
     end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if start < end and is_mapped(start, end):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONT_NEED)
+
+
+def trim_heap() -> None:
+    """Give free pages inside the heap back to the system; no effect without the GNU C library.
+
+    That keeps what is freed, up to 32 MB a piece, for allocations to come, and one in use above it holds it all.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(ctypes.c_size_t(0))
 
 
 def is_mapped(start: int, end: int) -> bool:

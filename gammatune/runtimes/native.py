@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gammatune.models.int8 import Int8Linear
-from gammatune.models.pages import drop_pages
+from gammatune.models.pages import drop_pages, trim_heap
 from gammatune.runtimes import layout
 from gammatune.runtimes.layout import FixedCache, dimensions, join_biases, layer_parts, rope_tables
 from gammatune.runtimes.native_library import NoLibraryError, load_library
@@ -111,6 +111,7 @@ class NativeModel(FixedCache):
             self.weights.append(lay_out(layer))
             if release:
                 hold_panels(layer, self.weights[-1])
+                trim_heap()
         self.lm_head = lay_matrix(model.lm_head, rows=self.vocab_size)
         self.final_norm = copy_floats(model.model.norm.weight)
         self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]  # keys and values of each layer
@@ -156,6 +157,7 @@ class NativeModel(FixedCache):
         for layer, laid_out in zip(self.model.model.layers, self.weights, strict=True):
             hold_panels(layer, laid_out)
         set_weight(self.model.lm_head, self.lm_head.panels)
+        trim_heap()
 
     def grow(self, positions: int) -> None:
         """A KV cache for that many positions, at least twice the former, and all addresses for the C++ step anew."""
