@@ -174,7 +174,10 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
 
 
 def prefill(turn: Turn) -> None:
-    """All of the prompt but its last token into the caches; the drafter's only where it can be asked for a draft."""
+    """The policy is told of the answer, and all of the prompt but its last token goes into the caches; into the drafter's only
+    where it can be asked for a draft.
+    """
+    turn.session.begin(turn.prompt_tokens)
     turn.verifier.begin(turn.text)
     if turn.session.drafts:
         turn.drafter.begin(turn.text, turn.sampler)
@@ -196,7 +199,7 @@ def run_round(turn: Turn) -> None:
     verified = turn.device.mark()
     finished = commit(turn, block, proposal, verdict)
     turn.rounds.append(finished)
-    session.observe(finished)
+    session.observe(finished, turn.text[finished.context :], verdict.caught_up)
     finished.state = state  # for the log; a policy knows its own numbers, and a replay has none to show it
     turn.marks.append(Marks(start, drafted, verified, drafting_ms, session.ms - spent))
 
