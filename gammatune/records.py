@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 SIGNAL_DIGITS = 4
-UNTOLD = -1  # for a token whose id is not known; no id is negative
 
 # planned length reached | the policy stopped | an end of sequence was drafted | no more tokens allowed | nothing to propose
 STOP_REASONS = ("length", "policy", "eos", "budget", "drafter")
@@ -39,7 +38,7 @@ class Signals:
     entropy: float  # of its distribution at temperature 1, in nats
     margin: float  # top-1 minus top-2 probability
     chosen: float  # probability of the drafted token under the distribution it was drawn from (greedy: top1)
-    token: int = UNTOLD  # the drafted token, set by the block
+    token: int = -1  # the drafted token, set by the block; -1 where a replay does not know it
 
     @classmethod
     def rounded(cls, index: int, top1: float, entropy: float, margin: float, chosen: float) -> "Signals":

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gammatune.records import UNTOLD
-
 MATCH, MISMATCH, UNKNOWN = 1, 0, -1
 NEVER = 1 << 30
+UNTOLD = -1  # for an id that nobody knows
 
 
 @dataclass
@@ -46,8 +45,8 @@ def as_ids(ids: np.ndarray) -> array | None:
 class Starts:
     """Every block that can begin in one answer, by its start. Depth i of the block from start p is its i-th token.
 
-    Lists are indexed by answer position [n]. Signals and the id of depth i are at `head[p] + i` up to and including the first wrong
-    token, and at `after[p] + i` from the next one on.
+    Lists are indexed by answer position [n]. Signals and ids of depth i are at `head[p] + i` up to and including the first
+    wrong token, and at `after[p] + i` from the next one on.
     """
 
     matches: list[int]  # drafted tokens in a row that the target accepts
@@ -94,8 +93,9 @@ class TextTrace:
         return np.concatenate([right, np.full(int(self.steps.sum(dtype=int)), UNTOLD)])
 
     def starts(self, answer_ended: bool, answer: np.ndarray) -> Starts:
-        """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on. answer: its
-        ids [n], or none.
+        """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on.
+
+        answer: its ids [n], or none.
         """
         n, places = len(self), np.arange(len(self))
         wrong = np.flatnonzero(self.match == MISMATCH)

@@ -18,7 +18,7 @@ from gammatune.studies.study import PRICES_FILE, TABLE_FILE
 #: the settings that each command reads; a word that sets another one would change nothing, and is refused
 READS = {
     "run": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "experiment", "starts", "repetitions", "seed")
-    + ("results", "plan", "acceptance", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper"),
+    + ("results", "plan", "acceptance", "prices", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper"),
     "record": ("model_pair", "tasks", "drafter", "decode", "runtime"),
     "prices": ("model_pair", "tasks", "drafter", "decode", "runtime", "seed"),
     "headline": ("policy",),

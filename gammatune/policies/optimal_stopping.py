@@ -4,17 +4,18 @@ Nothing is trained and nothing tuned. Before each draft token, the first include
 
     S_k * a_(k+1) > rate * (R(k+1) - R(k))        or k = 0 and PROBE rounds have passed without drafting
 
-    R(k)  what a round that drafts k tokens costs: k draft steps, the start of a block, the target's forward over k + 1 tokens
+    R(k)  what a round costs that drafts k tokens: the start of a block, k draft steps, a target forward over k + 1 tokens
     rate  this answer's own: (PRIOR_TOKENS + tokens so far) / (PRIOR_TOKENS * price of a plain round + prices so far)
     S_k   chance that all k drafted tokens are accepted: the product of p_i = sigmoid(logit(top-1 of token i) + b_p + m_i)
     a_k   chance that a token which nobody has seen yet is accepted: sigmoid(b_a + m_k)
     m     what the memory knows: w_2 * memory of the last 2 ids + w_4 * memory of the last 4, drafted ids included; 0 if new
 
-A token that is accepted saves `rate` times its price elsewhere: that is the value of a token, in units of tokens. After a round
-each drafted token up to the first rejected one is a sample: one Newton step each of b_p and b_a from their normal priors (the
-curvature of all samples so far is kept), and the memory of the ids before it moves half of the way to +1 (accepted) or -1.
-The memory also learns from tokens that the draft never proposed and reads late, after a full acceptance or rounds without
-drafting: its logits there say whether it would have been right.
+`rate` turns a price into the tokens that the same time yields elsewhere, as in optimal stopping for a rate of reward.
+
+After a round each drafted token up to the first rejected one is a sample: one Newton step each of b_p and b_a from their
+normal priors (the curvature of all samples so far is kept), and the memory of the ids before it moves half of the way to +1,
+accepted, or to -1. The memory also learns from tokens that the draft never proposed and reads late, after full acceptances or
+rounds without drafting: its logits there say whether it would have been right.
 
 Blind, without the draft's signals, a_i stands for p_i. With the memory off, m = 0.
 """
@@ -50,9 +51,9 @@ def logit(p: float) -> float:
 
 @dataclass
 class OptimalStopping(Policy):
-    """gamma: most tokens in a block. signals: whether the draft's top-1 is read; without, only which tokens it drafts. memory:
-    whether to learn what happened in each context of the answer. cost_ratio: T_target / T_draft, assumed where no prices are
-    given.
+    """gamma: most tokens in a block. signals: whether the draft's top-1 is read; without, only which tokens it drafts.
+    memory: whether to learn what happened in each context of the answer. cost_ratio: T_target / T_draft, assumed where no
+    prices are given.
 
     carry: the intercepts and the rate go on to the next answer as the means of its priors; the memory is each answer's own.
     """

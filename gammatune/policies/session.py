@@ -110,7 +110,8 @@ class PolicySession:
     def observe(self, finished: Round, tokens: Sequence[int] = (), caught_up: tuple[bool, ...] = ()) -> None:
         """Let the policy learn from a copy: the log holds the true numbers whatever the policy does to it.
 
-        tokens, caught_up: as in Round, for a policy that reads the text. Raises PolicyError, also where the policy keeps it: a replay reuses it, and it would change.
+        tokens, caught_up: as in Round, for a policy that reads the text. Raises PolicyError, also where the policy keeps the
+        round: a replay reuses it, and it would change.
         """
         shown = replace(finished, tokens=tuple(tokens), caught_up=caught_up) if self.reads_text else replace(finished)
         before = getrefcount(shown)

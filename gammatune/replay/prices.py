@@ -17,6 +17,7 @@ from gammatune.records import RoundPrices
 from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 2
+PRICES_FILE = "prices.json"  # beside a table
 LAST_BLOCKS = 8
 LONGEST = 128  # tokens of the longest block that a policy is told the price of
 LARGEST = 1e9  # ms, twelve days
