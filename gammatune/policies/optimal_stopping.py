@@ -14,7 +14,7 @@ Nothing is trained and nothing tuned. Before each draft token, the first include
 
 After a round each drafted token up to the first rejected one is a sample: one Newton step each of b_p and b_a from their
 normal priors (the curvature of all samples so far is kept), and the memory of the ids before it moves half of the way to +1,
-accepted, or to -1. The memory also learns from tokens that the draft never proposed and reads late, after full acceptances or
+accepted, or to -1. It also learns from tokens that the draft never proposed and reads late, after a full acceptance or
 rounds without drafting: its logits there say whether it would have been right.
 
 Blind, without the draft's signals, a_i stands for p_i. With the memory off, m = 0.
