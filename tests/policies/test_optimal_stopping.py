@@ -1,4 +1,4 @@
-"""The rule by hand, against brute force where all chances are known, and live against replay where texts repeat themselves."""
+"""The rule by hand, by brute force where all chances are known, and live against replay where texts repeat themselves."""
 
 from dataclasses import replace
 from itertools import product
