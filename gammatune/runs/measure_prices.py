@@ -35,11 +35,15 @@ SHOWN_BLOCKS = (1, 2, 6, 9, 17, 25)
 
 @dataclass
 class Plan:
-    """What to measure: prompts of these lengths in tokens, block lengths up to gamma_max, this many passes over all."""
+    """What to measure: prompts of these lengths in tokens, block lengths up to gamma_max, this many passes over all.
+
+    rounds: of each block length in a pass; more of them share its prefill.
+    """
 
     contexts: tuple[int, ...] = (128, 512, 1024)
     gamma_max: int = 24
     repeats: int = 5
+    rounds: int = 1
 
     def __post_init__(self):
         if not self.contexts or min(self.contexts) < 2:
@@ -55,7 +59,7 @@ class Plan:
 
         Longer blocks are priced by the line through these.
         """
-        plans = (cls(contexts=(64, 384), gamma_max=most, repeats=2) for most in range(8, 0, -1))
+        plans = (cls(contexts=(32, 160), gamma_max=most, repeats=1, rounds=3) for most in range(8, 0, -1))
         fitting = next((plan for plan in plans if plan.room + 2 <= context), None)
         if fitting is None:
             raise UserError(f"The pair addresses {context} tokens, too few to measure prices: give them with prices=FILE.")
@@ -64,7 +68,7 @@ class Plan:
     @property
     def room(self) -> int:
         """Tokens that a pass can emit at most, where every block is fully accepted."""
-        return sum(range(self.gamma_max + 1)) + self.gamma_max + 1
+        return self.rounds * (sum(range(self.gamma_max + 1)) + self.gamma_max + 1)
 
     def fit(self, context: int) -> "Plan":
         """The same with prompts short enough for a pass to follow; too long ones become the longest that fits.
@@ -130,7 +134,8 @@ class PriceRun:
         self.measure_pass(min(self.plan.contexts), self.probes[-1](gammas=self.shuffle_gammas(order)), Samples())
 
     def shuffle_gammas(self, order: random.Random) -> list[int]:
-        return order.sample(range(self.plan.gamma_max + 1), self.plan.gamma_max + 1)
+        gammas = [*range(self.plan.gamma_max + 1)] * self.plan.rounds
+        return order.sample(gammas, len(gammas))
 
     def measure_pass(self, context: int, probe: Probe, samples: Samples) -> None:
         """One round of every block length after a prompt of `context` tokens, and a prefill without the draft."""
