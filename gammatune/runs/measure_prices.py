@@ -59,7 +59,7 @@ class Plan:
 
         Longer blocks are priced by the line through these.
         """
-        plans = (cls(contexts=(32, 160), gamma_max=most, repeats=1, rounds=3) for most in range(8, 0, -1))
+        plans = (cls(contexts=(32, 160), gamma_max=most, repeats=1, rounds=2) for most in range(8, 0, -1))
         fitting = next((plan for plan in plans if plan.room + 2 <= context), None)
         if fitting is None:
             raise UserError(f"The pair addresses {context} tokens, too few to measure prices: give them with prices=FILE.")

@@ -1,4 +1,4 @@
-"""What rounds cost, told to the policies that decide by it: measured or given once, stored with the run, told alike to all."""
+"""What rounds cost, for the policies that decide by it: measured or given once, stored with the run, told alike to all."""
 
 import shutil
 
