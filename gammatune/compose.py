@@ -93,6 +93,10 @@ def read_config(composed: DictConfig) -> RunConfig:
     refuse_unread(config.model_pair)
     if config.drafter is not None:
         refuse_unwatchable(config)
+    if config.prices is not None and not any(PolicySession(policy).needs_prices for policy in config.policy.values()):
+        raise UserError(
+            f"prices={clip(config.prices)} is read by none of these policies: leave it out, or add optimal_stopping."
+        )
     plan_arms(config)  # refuses a start that a policy cannot take, before anything heavy is loaded
     return config
 

@@ -286,7 +286,8 @@ class RunConfig:
     drafter: what proposes; null for the pair's draft model. starts: when given, each policy that has a
     `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between passes. results:
     folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the answers (greedy
-    only), from which any policy is replayed and this run is checked.
+    only), from which any policy is replayed and this run is checked. prices: a file made by `gammatune prices`, for policies
+    that decide by prices; null measures them at the start of the run.
     """
 
     model_pair: PairConfig = field(default_factory=PairConfig)
@@ -301,6 +302,7 @@ class RunConfig:
     results: str = "results/runs"
     plan: bool = False
     acceptance: bool = True
+    prices: str | None = None
 
     def __post_init__(self):
         if not 1 <= self.repetitions <= MOST_REPETITIONS:

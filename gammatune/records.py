@@ -9,6 +9,7 @@ rejected token, or the bonus token after a full acceptance. Autoregressive decod
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from math import nan
 from typing import TYPE_CHECKING
 
 from gammatune.errors import UserError, one_line
@@ -28,7 +29,8 @@ FINISHES = ("eos", "length")  # of an answer: it ended the sequence, or was as l
 class Signals:
     """What the drafter reports about one proposed token. Valid during `keep_drafting` only.
 
-    All are rounded to four decimals, live and recorded, so that the order of floating-point sums decides nothing.
+    All are rounded to four decimals, live and recorded, so that the order of floating-point sums decides nothing. A policy
+    that watches tokens alone is told the index and the token; the rest is NaN.
     """
 
     index: int  # place in the block, from 0
@@ -36,10 +38,15 @@ class Signals:
     entropy: float  # of its distribution at temperature 1, in nats
     margin: float  # top-1 minus top-2 probability
     chosen: float  # probability of the drafted token under the distribution it was drawn from (greedy: top1)
+    token: int = -1  # the drafted token, set by the block; -1 where a replay does not know it
 
     @classmethod
     def rounded(cls, index: int, top1: float, entropy: float, margin: float, chosen: float) -> "Signals":
         return cls(index, *(round(value, SIGNAL_DIGITS) for value in (top1, entropy, margin, chosen)))
+
+    @classmethod
+    def unwatched(cls, index: int) -> "Signals":
+        return cls(index, nan, nan, nan, nan)
 
 
 @dataclass(slots=True)
@@ -54,6 +61,8 @@ class Block:
     ends: frozenset[int] = frozenset()  # ids that end the sequence
     keep: Callable[[Signals], bool] | None = None  # a watching policy's keep_drafting; None where nothing watches
     exclude: bool = False  # whether the token at which `keep` said no is dropped rather than verified
+    tokens_alone: bool = False  # whether `keep` is told which token was drafted, and nothing else about it
+    catches_up: bool = False  # whether the policy learns from tokens that a draft model reads late
     drafted: int = 0  # tokens in the block
     ended: bool = False  # the last of them ends the sequence
     stopped: bool = False  # the policy stopped after the last of them
@@ -67,6 +76,11 @@ class Block:
     @property
     def watched(self) -> bool:
         """Whether `add` needs the drafter's signals."""
+        return self.keep is not None and not self.tokens_alone
+
+    @property
+    def named(self) -> bool:
+        """Whether `add` needs the token."""
         return self.keep is not None
 
     def add(self, token: int | None, signals: Signals | None = None) -> bool:
@@ -74,7 +88,7 @@ class Block:
 
         A dropped token is not part of the block: `drafted` does not count it.
         """
-        if self.keep is not None and not self.keep(signals):
+        if self.keep is not None and not self.ask(token, signals):
             if self.exclude:
                 self.dropped = True
                 return False
@@ -82,6 +96,13 @@ class Block:
         self.drafted += 1
         self.ended = token in self.ends
         return not (self.ended or self.stopped) and self.drafted < self.limit
+
+    def ask(self, token: int, signals: Signals | None) -> bool:
+        """The policy's word; the signals are not kept here, since the policy must not keep them either."""
+        if self.tokens_alone:
+            signals = Signals.unwatched(self.drafted)
+        signals.token = token
+        return self.keep(signals)
 
     def cut(self, tokens: list[int]) -> None:
         """End the block after the first end of sequence among its tokens, which were perhaps not read while drafting."""
@@ -111,6 +132,7 @@ class Proposal:
     parents: "torch.Tensor | None" = None  # [k], index of the node before each, -1 for a root; None for a chain
     forwards: int = 0  # forward passes of a draft model that it took
     peaks: "torch.Tensor | None" = None  # [forwards], finite where the distribution drawn from is; None without forwards
+    caught_up: "torch.Tensor | None" = None  # [c], 1 where a draft model, reading late, would have proposed the text's token
 
 
 @dataclass(slots=True)
@@ -121,6 +143,7 @@ class Verdict:
     path: list[int]  # accepted nodes in order; in a chain 0, 1, ..., accepted - 1
     next_token: int  # the target's own token after them
     nonfinite: int | None = None  # the first distribution that is no numbers: the draft's steps, then the target's rows
+    caught_up: tuple[bool, ...] = ()  # the proposal's, on the host
 
 
 @dataclass(slots=True)
@@ -140,6 +163,9 @@ class Round:
     state: dict = field(default_factory=dict)  # the policy's numbers when it planned this round
     nodes: int | None = None  # tokens verified; equal to drafted in a chain, more in a tree
     row: int = 0  # row of the batch
+    # Shown to a policy that reads the text, and not logged: an answer's ids stand beside its rounds
+    tokens: tuple[int, ...] = ()  # ids that were emitted
+    caught_up: tuple[bool, ...] = ()  # whether the draft would have proposed each of the last tokens before the round
 
     def __post_init__(self):
         if self.nodes is None:
@@ -156,7 +182,15 @@ class Round:
         return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, state
 
 
-ROUND_FIELDS = tuple(f.name for f in fields(Round))
+ROUND_FIELDS = tuple(f.name for f in fields(Round) if f.name not in ("tokens", "caught_up"))
+
+
+@dataclass(frozen=True)
+class RoundPrices:
+    """What a round costs by how many tokens it drafts, each a line over the context. The unit is any, the same for all."""
+
+    bases: tuple[float, ...]  # [n], of a round that drafts 0, 1, ..., n - 1 tokens
+    slopes: tuple[float, ...]  # [n], what each committed token adds
 
 
 class NewerFileError(UserError):

@@ -13,6 +13,7 @@ import numpy as np
 
 MATCH, MISMATCH, UNKNOWN = 1, 0, -1
 NEVER = 1 << 30
+UNTOLD = -1  # for an id that nobody knows
 
 
 @dataclass
@@ -35,12 +36,17 @@ class SignalColumns:
         return cls(*(np.concatenate(pair) for pair in zip(vars(first).values(), vars(second).values(), strict=True)))
 
 
+def as_ids(ids: np.ndarray) -> array | None:
+    """Whose items are plain numbers, which a policy may see; None for no ids at all."""
+    return array("l", ids.tolist()) if len(ids) else None
+
+
 @dataclass
 class Starts:
     """Every block that can begin in one answer, by its start. Depth i of the block from start p is its i-th token.
 
-    Lists are indexed by answer position [n]. Signals of depth i are at `head[p] + i` up to and including the first wrong
-    token, and at `after[p] + i` from the next one on.
+    Lists are indexed by answer position [n]. Signals and ids of depth i are at `head[p] + i` up to and including the first
+    wrong token, and at `after[p] + i` from the next one on.
     """
 
     matches: list[int]  # drafted tokens in a row that the target accepts
@@ -51,6 +57,8 @@ class Starts:
     head: list[int]
     after: list[int]
     signals: tuple[array, array, array] | None  # top1, entropy, margin
+    ids: array | None  # of the drafter's tokens, at the places of their signals; None where not recorded
+    late: bool  # whether the drafter is a model that reads tokens late which it did not propose
 
 
 @dataclass
@@ -62,6 +70,7 @@ class TextTrace:
     steps: np.ndarray  # [mismatches], int8: recorded steps of the drafter's own continuation after its wrong token
     ended: np.ndarray  # [mismatches], bool: whether the last of them (the wrong token itself for 0) ends the sequence
     continuations: SignalColumns | None  # [sum of steps], one continuation after another
+    ids: np.ndarray | None = None  # [n + sum of steps], int32: its token at each position, then along the continuations
 
     def __len__(self) -> int:
         return len(self.match)
@@ -76,8 +85,18 @@ class TextTrace:
         """Positions of which nobody knows whether the drafter's token was right."""
         return int((self.match == UNKNOWN).sum())
 
-    def starts(self, answer_ended: bool) -> Starts:
-        """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on."""
+    def name_ids(self, answer: np.ndarray) -> np.ndarray:
+        """ids; where they were not recorded, those of the answer [n] that are right, and UNTOLD. none where it has none."""
+        if self.ids is not None or not len(answer):
+            return self.ids if self.ids is not None else answer
+        right = np.where(self.match == MATCH, answer, UNTOLD)
+        return np.concatenate([right, np.full(int(self.steps.sum(dtype=int)), UNTOLD)])
+
+    def starts(self, answer_ended: bool, answer: np.ndarray) -> Starts:
+        """By start. answer_ended: whether the answer's last token ends the sequence, after which no block goes on.
+
+        answer: its ids [n], or none.
+        """
         n, places = len(self), np.arange(len(self))
         wrong = np.flatnonzero(self.match == MISMATCH)
         # the first mismatch at or after each place: an index into `wrong`, one past its end where there is none
@@ -102,6 +121,8 @@ class TextTrace:
             head=places.tolist(),
             after=(n + offset[which] - matches - 1).tolist(),
             signals=joined.as_arrays() if joined else None,
+            ids=as_ids(self.name_ids(answer)),
+            late=True,
         )
 
 
@@ -114,6 +135,7 @@ class StartTrace:
     ended: np.ndarray  # [n], bool: whether the last proposed token ends the sequence
     more: np.ndarray  # [n], bool: whether recording stopped before the drafter did
     signals: SignalColumns | None  # [sum of proposed], one start after another; None for a drafter without signals
+    ids: np.ndarray | None = None  # [sum of proposed], int32: the proposed tokens
 
     def __len__(self) -> int:
         return len(self.right)
@@ -131,7 +153,17 @@ class StartTrace:
         """[n], int8: whether a block from here would begin with the answer's own token."""
         return (self.right > 0).astype(np.int8)
 
-    def starts(self, answer_ended: bool) -> Starts:
+    def name_ids(self, answer: np.ndarray) -> np.ndarray:
+        """As of TextTrace."""
+        if self.ids is not None or not len(answer):
+            return self.ids if self.ids is not None else answer
+        parts = [
+            [*answer[place : place + right], *[UNTOLD] * (proposed - right)]
+            for place, (right, proposed) in enumerate(zip(self.right.tolist(), self.proposed.tolist(), strict=True))
+        ]
+        return np.array([token for part in parts for token in part], np.int32)
+
+    def starts(self, answer_ended: bool, answer: np.ndarray) -> Starts:
         """By start; answer_ended plays no part, since each start has its own end."""
         proposed = self.proposed.astype(int)
         head = np.cumsum(proposed) - proposed
@@ -144,6 +176,8 @@ class StartTrace:
             head=head.tolist(),
             after=head.tolist(),
             signals=self.signals.as_arrays() if self.watched else None,
+            ids=as_ids(self.name_ids(answer)),
+            late=False,
         )
 
 

@@ -6,6 +6,7 @@ stopping criteria and a cache, and calls us with them. The loop is that of gamma
 
 import inspect
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import transformers
@@ -34,6 +35,7 @@ from gammatune.errors import UserError, explain
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.session import PolicySession
 from gammatune.records import Block, Proposal, Round
+from gammatune.replay.prices import hand_prices, read_prices
 from gammatune.runtimes.device import Device
 from gammatune.runtimes.eager import CACHE, EagerModel
 
@@ -46,12 +48,14 @@ def speculate(
     policy: str | Policy = "gammatune_plus",
     drafter: Drafter | None = None,
     streamer: BaseStreamer | None = None,
+    prices: str | Path | None = None,
     **settings,
 ) -> "Speculation":
     """What `target.generate(..., custom_generate=...)` takes to decode with a draft under a policy.
 
     policy: a name of POLICIES, with settings for its fields, or a policy made before. drafter: what proposes tokens where
     that is no draft model, such as Lookup(). streamer: gets each new token; give generate the same one, for the prompt.
+    prices: a file made by `gammatune prices`, for a policy that decides by prices.
     Raises UserError for a name, a field or a value that there is not, for a policy that must know the answer beforehand or
     watches signals that the drafter has not, and where draft and drafter do not go together.
     """
@@ -66,6 +70,10 @@ def speculate(
         raise UserError("Give speculate either a draft model, or a drafter that needs none, such as drafter=Lookup().")
     if made.watches_draft and drafter is not None and not drafter.signals:
         refuse_watching(drafter, type(made).__name__)
+    if prices is not None:
+        if not made.needs_prices:
+            raise UserError(f"Policy {type(made).__name__} does not decide by prices: leave prices={prices} out.")
+        hand_prices(made, read_prices(Path(prices)), forwards_per_token=int(draft is not None))
     return Speculation(draft, made, drafter or DraftWithinContext(), streamer)
 
 

@@ -112,8 +112,8 @@ def main() -> int:
     options = parser.parse_args()
     import gammatune.cli
     import gammatune.drafters
+    import gammatune.runs.measure_prices
     import gammatune.runs.runner
-    import gammatune.studies.measure_prices
     import gammatune.studies.record  # noqa: F401  here once, not in every child
 
     tally, begun = Tally(), time.monotonic()

@@ -37,6 +37,8 @@ OTHER_SETTINGS = {
     "cost_ratio": (2.0,),
     "radius": ("none",),
     "risk": (0.001,),
+    "signals": (False,),
+    "memory": (False,),
 }
 ONLY_ONE = {("hf_confidence_online", "carry")}
 

@@ -4,7 +4,7 @@ from gammatune.policies import POLICIES
 from gammatune.policies.base import settings_of
 
 LIVE = [name for name, option in POLICIES.items() if not option.rule.oracle]
-LENGTH_ONLY = [name for name, option in POLICIES.items() if not option.rule.watches_draft]
+LENGTH_ONLY = [name for name, option in POLICIES.items() if not option().watches_draft]
 
 
 def make_policy(name: str, **settings):

@@ -37,13 +37,14 @@ def run_round(policy, matching, budget, top) -> Round:
     drafted = min(planned, budget, LONGEST)
     if drafted < planned:
         stop = "budget"
-    for index in range(drafted if policy.watches_draft else 0):
+    for index in range(drafted if policy.watches_draft or policy.watches_tokens else 0):
         entropy = NATS * (1 - top[index])
         if not policy.keep_drafting(Signals(index, top[index], entropy, 0.1, top[index])):
             drafted, stop = index + (policy.stop_token == "include"), "policy"
             break
     accepted = min(matching, drafted)
-    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 0)
+    tokens = tuple(place % 3 for place in range(accepted + 1))
+    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 0, tokens=tokens)
 
 
 def acts_on(name: str, key: str) -> bool:

@@ -18,7 +18,7 @@ from gammatune.studies.study import PRICES_FILE, TABLE_FILE
 #: the settings that each command reads; a word that sets another one would change nothing, and is refused
 READS = {
     "run": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "experiment", "starts", "repetitions", "seed")
-    + ("results", "plan", "acceptance", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper"),
+    + ("results", "plan", "acceptance", "prices", "hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper"),
     "record": ("model_pair", "tasks", "drafter", "decode", "runtime"),
     "prices": ("model_pair", "tasks", "drafter", "decode", "runtime", "seed"),
     "headline": ("policy",),
@@ -111,5 +111,7 @@ def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:
     """What the settings name; without a policy=, everything that the table can replay. Raises UserError."""
     named = any(word.startswith("policy=") for word in settings)
-    able = [name for name, option in POLICIES.items() if table.watched or not option.rule.watches_draft]
+    named_text = all(len(turn.output_ids) for turn in table.turns)
+    made = {name: option() for name, option in POLICIES.items()}
+    able = [name for name, p in made.items() if (table.watched or not p.watches_draft) and (named_text or not p.reads_text)]
     return compose_config(settings if named else [f"policy=[{','.join(able)}]", *settings]).policy

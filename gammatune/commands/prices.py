@@ -35,7 +35,7 @@ def measure_prices(options: argparse.Namespace) -> int:
     config = compose_config(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():
-        from gammatune.studies.measure_prices import (
+        from gammatune.runs.measure_prices import (
             Plan,
             PriceRun,
             prepare_place,
@@ -43,8 +43,10 @@ def measure_prices(options: argparse.Namespace) -> int:
             show_prices,
             write_prices,
         )
+        from gammatune.runs.session import open_session
 
-    run = PriceRun(config, Plan(read_lengths(options.contexts), options.gamma_max, options.repeats))
+    plan = Plan(read_lengths(options.contexts), options.gamma_max, options.repeats)
+    run = PriceRun(open_session(config, endless=True), plan)
     path = options.out or run.default_path(Path("results/prices"))
     prepare_place(path)
     curve = run.run()

@@ -47,10 +47,12 @@ class ChainVerifier:
         peaks = sampler.peaks(logits, p)  # [k + 1]
         if proposal.peaks is not None:
             peaks = torch.cat([proposal.peaks, peaks])
+        late = drafted[:0] if proposal.caught_up is None else proposal.caught_up.long()  # [c]
         # everything that the host must know crosses in one read; what was drawn from NaN is an id like any other
-        read = self.device.read(torch.cat([drafted, accepted, following, peaks.isfinite().long()]))
-        tokens, accepted, following, finite = read[:k], read[k], read[k + 1], read[k + 2 :]
-        return Verdict(tokens, list(range(accepted)), following, None if all(finite) else finite.index(0))
+        read = self.device.read(torch.cat([drafted, accepted, following, late, peaks.isfinite().long()]))
+        tokens, accepted, following, rest = read[:k], read[k], read[k + 1], read[k + 2 :]
+        caught_up, finite = tuple(map(bool, rest[: len(late)])), rest[len(late) :]
+        return Verdict(tokens, list(range(accepted)), following, None if all(finite) else finite.index(0), caught_up)
 
     def commit(self, text: list[int], verdict: Verdict) -> None:
         self.target.crop(len(text) - 1)

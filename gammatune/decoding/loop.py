@@ -25,6 +25,8 @@ from gammatune.runtimes.device import Device
 from gammatune.runtimes.finite import NonFiniteError, nonfinite
 from gammatune.traces import Trace
 
+MOST_LATE = 16  # rounds without drafting after which the shipped rules try again
+
 
 @dataclass
 class Engine:
@@ -38,15 +40,17 @@ class Engine:
     ends: frozenset[int]  # ids that end an answer
     choice: str = ""  # why this runtime and so many threads, where they were measured (runtime=auto)
 
-    def warm(self, longest: int, context: int) -> None:
+    def warm(self, longest: int, context: int, late: bool = False) -> None:
         """Record what the device replays: blocks of up to `longest` drafted tokens, texts of up to `context` tokens.
 
-        No effect where nothing is recorded.
+        late: the draft's logits of all tokens that it reads are needed. No effect where nothing is recorded.
         """
         self.target.warm(range(1, longest + 2), context=context)
         draft = self.drafter.workplace.model
         if draft is not None:
             draft.warm((1, 2), keep=1, context=context)
+            if late:
+                draft.warm(range(2, MOST_LATE + 2), context=context)
 
     def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> Trace:
         """What the drafter would propose at each position of the target's own greedy answer; see `Drafter.trace`."""
@@ -174,7 +178,10 @@ def start_turn(engine: Engine, prompt: list[int], session: PolicySession, decode
 
 
 def prefill(turn: Turn) -> None:
-    """All of the prompt but its last token into the caches; the drafter's only where it can be asked for a draft."""
+    """Tell the policy of the answer, and put all of the prompt but its last token into the caches; into the drafter's only
+    where it can be asked for a draft.
+    """
+    turn.session.begin(turn.prompt_tokens)
     turn.verifier.begin(turn.text)
     if turn.session.drafts:
         turn.drafter.begin(turn.text, turn.sampler)
@@ -196,7 +203,7 @@ def run_round(turn: Turn) -> None:
     verified = turn.device.mark()
     finished = commit(turn, block, proposal, verdict)
     turn.rounds.append(finished)
-    session.observe(finished)
+    session.observe(finished, turn.text[finished.context :], verdict.caught_up)
     finished.state = state  # for the log; a policy knows its own numbers, and a replay has none to show it
     turn.marks.append(Marks(start, drafted, verified, drafting_ms, session.ms - spent))
 

@@ -66,7 +66,7 @@ class Drafter:
         budget: tokens that the answer was allowed to have. depth: proposed tokens recorded per start, for a drafter with
         signals; without signals all are recorded.
         """
-        right, proposed, ended, more, seen = [], [], [], [], []
+        right, proposed, ended, more, seen, ids = [], [], [], [], [], []
         text = list(prompt)
         for place, token in enumerate(answer):
             block = Block(depth if self.signals else budget, budget - place - 1, self.workplace.ends)
@@ -78,6 +78,7 @@ class Drafter:
                 sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafted, answer[place:], strict=False)))
             )
             proposed.append(block.drafted)
+            ids += drafted[: block.drafted]
             ended.append(block.ended)
             more.append(block.stop == "length")
             text.append(token)
@@ -88,6 +89,7 @@ class Drafter:
             ended=np.array(ended, bool),
             more=np.array(more, bool),
             signals=make_columns(np.array(seen).reshape(-1, 3)) if self.signals else None,
+            ids=np.array(ids, np.int32),
         )
 
 

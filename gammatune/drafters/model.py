@@ -40,29 +40,40 @@ class DraftModel(Drafter):
     def propose(self, text: list[int], block: Block) -> Proposal:
         if not block.limit:
             return Proposal(self.device.upload([]))
-        feed, drafting = self.device.upload(text[self.model.length :]), True
+        feed = self.device.upload(text[self.model.length :])
+        logits, caught_up = self.catch_up(feed, block)  # [1, N]
         tokens, rows, peaks = [], [], []
-        while drafting:
-            logits = self.model.forward(feed, keep=1)  # [1, N]
+        while True:
             q = self.sampler.distribution(logits, text, tokens)
             row = self.sampler.draw(q)  # [1]
             feed = name_tokens(row, self.ids)
             tokens.append(feed)
             rows.append(q)
             peaks.append(self.sampler.peaks(logits, q))
-            drafting = block.add(*self.report(block, logits, q, row, feed, len(text)))
+            if not block.add(*self.report(block, logits, q, row, feed, len(text))):
+                break
+            logits = self.model.forward(feed, keep=1)
         k = block.drafted  # one less than were drawn where the policy dropped the last
         q = self.sampler.spread(rows[:k], self.ids, self.workplace.vocab_size) if k else None
-        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens), peaks=torch.cat(peaks))
+        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens), peaks=torch.cat(peaks), caught_up=caught_up)
+
+    def catch_up(self, feed: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Read what is new of the text [n]: the next token's logits [1, N], and whether each token but the first is the one
+        that the draft would have proposed [n - 1]; None where nobody asks. The LM head then runs on all n rows.
+        """
+        logits = self.model.forward(feed, keep=len(feed) if block.catches_up else 1)
+        if not block.catches_up:
+            return logits, None
+        return logits[-1:], name_tokens(find_best(logits[:-1]), self.ids) == feed[1:]
 
     def report(self, block: Block, logits, q, row, token, context: int) -> tuple[int | None, Signals | None]:
         """The token and its signals for `block.add`, in at most one read of the device.
 
-        A policy that does not watch waits for nothing: on CUDA the token stays there, and the block may run on past a
+        Where no policy watches, nothing is waited for: on CUDA the token stays there, and the block may run on past a
         drafted end of sequence, which is found after verification. A policy never sees signals that are no numbers.
         """
         if not block.watched:
-            return (self.device.read(token)[0] if self.device.reads_are_free else None), None
+            return (self.device.read(token)[0] if block.named or self.device.reads_are_free else None), None
         measured = measure_signals(logits)[0]  # [3]
         chosen = measured[:1] if self.sampler.greedy else q[0, row]
         # ids are exact in fp32 up to 2^24, so the token rides along with its signals
@@ -108,6 +119,7 @@ class DraftModel(Drafter):
         )  # steps after the wrong token, the last allowed one excluded
         alive = (~ended & (room > 0)).nonzero().squeeze(1)  # indices into wrong
         cached, owner, rows, found, age = self.model.length, wrong.new_zeros(0), [], [], 0
+        continued = []
         while len(alive):
             # each continuation sees its own prefix of the text and its own earlier tokens, all in one cache
             seen = prompt_tokens + wrong[alive]  # [a], tokens of the text that it follows
@@ -117,6 +129,7 @@ class DraftModel(Drafter):
             logits = self.model.forward(tokens[alive], keep=len(alive), positions=seen + age, mask=mask)  # [a, N]
             tokens[alive] = name_tokens(find_best(logits), self.ids)
             rows.append(alive)
+            continued.append(tokens[alive])
             found.append(measure_signals(logits))
             age += 1
             steps[alive] += 1
@@ -124,20 +137,23 @@ class DraftModel(Drafter):
             alive = alive[~ended[alive] & (steps[alive] < room[alive])]
         order = torch.cat(rows).argsort(stable=True) if rows else wrong  # by continuation, then by step
         after = torch.cat(found)[order] if rows else measured[:0]
+        ids = torch.cat([choices, torch.cat(continued)[order]]) if rows else choices
         return TextTrace(
             match=np.where((choices == answer).cpu().numpy(), MATCH, MISMATCH).astype(np.int8),
             signals=make_columns(measured.cpu().numpy()),
             steps=steps.cpu().numpy().astype(np.int8),
             ended=ended.cpu().numpy(),
             continuations=make_columns(after.cpu().numpy()),
+            ids=ids.cpu().numpy().astype(np.int32),
         )
 
     def trace_stepwise(self, text: torch.Tensor, answer: torch.Tensor, prompt_tokens: int, reach: "Reach") -> TextTrace:
-        match, signals, steps, ended, after = [], [], [], [], []
+        match, signals, steps, ended, after, choices, continued = [], [], [], [], [], [], []
         for place in range(len(text)):
             feed, wanted = text[place : place + 1], int(answer[place])
             feed, token, measured = self.step(feed)
             signals.append(measured)
+            choices.append(token)
             match.append(MATCH if token == wanted else MISMATCH)
             if token == wanted:
                 continue
@@ -145,6 +161,7 @@ class DraftModel(Drafter):
             while token not in self.workplace.ends and count < room:
                 feed, token, measured = self.step(feed)
                 after.append(measured)
+                continued.append(token)
                 count += 1
             steps.append(count)
             ended.append(token in self.workplace.ends)
@@ -155,6 +172,7 @@ class DraftModel(Drafter):
             steps=np.array(steps, np.int8),
             ended=np.array(ended, bool),
             continuations=make_columns(np.array(after).reshape(-1, 3)),
+            ids=np.array(choices + continued, np.int32),
         )
 
     def step(self, feed: torch.Tensor) -> tuple[torch.Tensor, int, list[float]]:

@@ -29,6 +29,9 @@ ORDER = (
     "sglang_walk",
     "ucb",
     "ucb_released",
+    "optimal_stopping",
+    "optimal_stopping_no_memory",
+    "optimal_stopping_blind",
     "oracle",
 )
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from gammatune.errors import UserError
-from gammatune.records import Round, Signals
+from gammatune.records import Round, RoundPrices, Signals
 
 CARRIES = ("turn", "question", "never")
 STOP_TOKENS = ("include", "exclude")
@@ -26,6 +26,12 @@ class Policy:
     drafts: ClassVar[bool] = True
     #: whether `keep_drafting` is asked after each drafted token
     watches_draft: ClassVar[bool] = False
+    #: whether it is asked so with the token's id alone; a device may have to be waited for, but no signals are computed
+    watches_tokens: ClassVar[bool] = False
+    #: whether the round of `observe` holds ids, and outcomes of tokens that a draft model reads late
+    reads_text: ClassVar[bool] = False
+    #: whether `take_prices` must be told what rounds cost
+    needs_prices: ClassVar[bool] = False
     #: whether `foresee` must be told what nobody knows while decoding: a policy for replay alone
     oracle: ClassVar[bool] = False
     #: whether gamma is only where the rule starts from
@@ -46,6 +52,12 @@ class Policy:
     def reset(self) -> None:
         """Forget everything learned; called at the boundary that `carry` names."""
 
+    def take_prices(self, prices: RoundPrices) -> None:
+        """Told before the first answer when `needs_prices`, and the same for the whole run."""
+
+    def begin(self, prompt_tokens: int) -> None:
+        """An answer begins, after `reset` where that is due; the length of its prompt in tokens."""
+
     def foresee(self, matches: int) -> None:
         """Told before `plan` when `oracle`: how many of the next draft tokens pay for themselves."""
 
@@ -54,7 +66,7 @@ class Policy:
         raise NotImplementedError
 
     def keep_drafting(self, signal: Signals) -> bool:
-        """Called after each draft token when `watches_draft`; False ends the block."""
+        """Called after each draft token when `watches_draft` or `watches_tokens`; False ends the block."""
         return True
 
     def observe(self, finished: Round) -> None:

@@ -4,6 +4,7 @@ The decoding loop, transformers' generate and the replay all talk to a policy by
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from operator import index
 from sys import getrefcount
@@ -11,7 +12,7 @@ from time import perf_counter
 
 from gammatune.errors import UserError
 from gammatune.policies.base import Policy
-from gammatune.records import Block, Round, Signals
+from gammatune.records import Block, Round, RoundPrices, Signals
 
 LARGEST_GAMMA = 2**31 - 1  # what any table of a run can hold
 
@@ -39,6 +40,18 @@ class PolicySession:
     def watches_draft(self) -> bool:
         return bool(self.call("watches_draft"))
 
+    @property
+    def reads_text(self) -> bool:
+        return bool(self.call("reads_text"))
+
+    @property
+    def needs_prices(self) -> bool:
+        return bool(self.call("needs_prices"))
+
+    def take_prices(self, prices: RoundPrices) -> None:
+        """Raises PolicyError."""
+        self.call("take_prices", prices)
+
     def restart(self) -> None:
         """A new pass over the questions: everything learned is forgotten. Raises PolicyError."""
         self.call("reset")
@@ -50,6 +63,10 @@ class PolicySession:
         if carry == "turn" or (carry == "question" and not same):
             self.call("reset")
         self.question = question_id
+
+    def begin(self, prompt_tokens: int) -> None:
+        """The answer's prompt is known. Raises PolicyError."""
+        self.call("begin", prompt_tokens)
 
     def plan(self) -> int:
         """Gamma of the next round, a whole number of 0 or more. Raises PolicyError."""
@@ -65,13 +82,22 @@ class PolicySession:
 
     def open_block(self, room: int, ends: frozenset[int]) -> Block:
         """The next round's block, empty. room: tokens that may be drafted. Raises PolicyError."""
-        keep, planned = self.keep_drafting if self.watches_draft else None, self.plan()
+        watched, planned = self.watches_draft, self.plan()
+        alone = not watched and bool(self.call("watches_tokens"))
         if planned and not self.drafts:  # the drafter has not been told of the text
             raise PolicyError(
                 f"Policy {type(self.policy).__name__}: plan() returned {planned}, but a policy whose drafts is False must "
                 "return 0."
             )
-        return Block(planned, room, ends, keep, exclude=self.call("stop_token") == "exclude")
+        return Block(
+            planned,
+            room,
+            ends,
+            keep=self.keep_drafting if watched or alone else None,
+            exclude=self.call("stop_token") == "exclude",
+            tokens_alone=alone,
+            catches_up=self.reads_text,
+        )
 
     def keep_drafting(self, signals: Signals) -> bool:
         """Whether to draft on after the token with these signals. Raises PolicyError, also where the policy keeps them."""
@@ -81,12 +107,13 @@ class PolicySession:
             raise kept_signals(self.policy)
         return going_on if going_on is True else check_going_on(self.policy, going_on)
 
-    def observe(self, finished: Round) -> None:
+    def observe(self, finished: Round, tokens: Sequence[int] = (), caught_up: tuple[bool, ...] = ()) -> None:
         """Let the policy learn from a copy: the log holds the true numbers whatever the policy does to it.
 
-        Raises PolicyError, also where the policy keeps it: a replay reuses it, and it would change.
+        tokens, caught_up: as in Round, for a policy that reads the text. Raises PolicyError, also where the policy keeps the
+        round: a replay reuses it, and it would change.
         """
-        shown = replace(finished)
+        shown = replace(finished, tokens=tuple(tokens), caught_up=caught_up) if self.reads_text else replace(finished)
         before = getrefcount(shown)
         self.call("observe", shown)
         if getrefcount(shown) > before:

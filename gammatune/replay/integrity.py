@@ -147,6 +147,7 @@ def check_text(columns: Columns, signals: dict, facts: dict):
     yield "not one signal per token", np.any([(c.lengths != match.lengths) & c.present for c in head], axis=0)
     told = steps.sums()
     yield "continuations of another length", np.any([(c.lengths != told) & c.present for c in continuations], axis=0)
+    yield from check_ids(columns, match.lengths + told)
 
 
 def check_starts(columns: Columns, signals: dict, facts: dict):
@@ -159,6 +160,15 @@ def check_starts(columns: Columns, signals: dict, facts: dict):
     yield "more right than the answer has left", right.owners(np.flatnonzero(right.values > left))
     told = proposed.sums()
     yield "not one signal per proposed token", np.any([(c.lengths != told) & c.present for c in lists], axis=0)
+    yield from check_ids(columns, told)
+
+
+def check_ids(columns: Columns, proposed: np.ndarray):
+    """proposed: tokens that the drafter proposed in all [rows]."""
+    if "proposed_ids" in columns:  # from schema 3 on, where recorded
+        ids = columns["proposed_ids"]
+        yield "not one id per proposed token", (ids.lengths != proposed) & ids.present
+        yield "a negative id", ids.outside(0, MANY)
 
 
 def find_bad_fact(facts: dict) -> str | None:

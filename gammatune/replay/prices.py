@@ -11,10 +11,15 @@ import numpy as np
 
 from gammatune.errors import UserError
 from gammatune.files import read_json
+from gammatune.policies import Policy
+from gammatune.policies.session import PolicySession
+from gammatune.records import RoundPrices
 from gammatune.replay.simulate import Replay, ReplayTurn
 
 SCHEMA = 2
+PRICES_FILE = "prices.json"  # beside a table
 LAST_BLOCKS = 8
+LONGEST = 128  # tokens of the longest block that a policy is told the price of
 LARGEST = 1e9  # ms, twelve days
 REMAKE = "give a file made by `gammatune prices`, or measure it again"
 
@@ -82,6 +87,19 @@ class PriceList:
         lines = [np.array([getattr(price, name) for price in self.verify]) for name in ("base", "slope")]
         return tuple(extend(values, largest) for values in lines)
 
+    def by_drafted(self, watched: bool, forwards_per_token: int = 1) -> RoundPrices:
+        """Rounds of 0 to LONGEST drafted tokens, as a policy is told of them; prefill and catching up are left out.
+
+        watched: whether the policy reads the draft's signals. forwards_per_token: 0 for a drafter that is no model.
+        """
+        drafting, count = self.drafting(watched), np.arange(LONGEST + 1)
+        lines = []
+        for name, verify in zip(("base", "slope"), self.verify_lines(LONGEST + 1), strict=True):
+            step, start, rest = (getattr(part, name) for part in (drafting.step, drafting.start, self.rest))
+            drafted = count * step + (count > 0) * start
+            lines.append(tuple((forwards_per_token * drafted + verify[: LONGEST + 1] + rest).tolist()))
+        return RoundPrices(*lines)
+
     def find_implausible(self) -> str:
         """Where a draft step costs more than a plain target step, in words; empty where it nowhere does.
 
@@ -97,6 +115,13 @@ class PriceList:
         """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
         with np.errstate(divide="ignore"):
             return np.divide(self.verify[0].at(context), self.blind.step.at(context))
+
+
+def hand_prices(policy: Policy, curve: PriceList, forwards_per_token: int = 1) -> None:
+    """Tell a policy that asks for them what rounds cost, before its first answer. Raises PolicyError."""
+    session = PolicySession(policy)
+    if session.needs_prices:
+        session.take_prices(curve.by_drafted(session.watches_draft, forwards_per_token))
 
 
 def extend(values: np.ndarray, size: int) -> np.ndarray:

@@ -39,6 +39,7 @@ class ReplayTurn:
     tokens: int
     forwards_per_token: int  # draft forwards that a proposed token costs
     starts: Starts
+    ids: list[int]  # of the answer; none where the table has none
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class Outcome:
     made: int = 0  # tokens that the drafter made, a dropped one included
     stop: str = "length"
     beyond: bool = False  # the block left what is recorded; from there on the policy was not asked
-    signals: Signals = field(default_factory=lambda: Signals(0, 0.0, 0.0, 0.0, 0.0))
+    signals: Signals = field(default_factory=lambda: Signals.unwatched(0))
 
 
 @dataclass
@@ -102,6 +103,7 @@ def prepare_turn(turn: AcceptanceTurn, forwards_per_token: int = 1) -> ReplayTur
         tokens=turn.tokens,
         forwards_per_token=forwards_per_token,
         starts=turn.starts(),
+        ids=turn.output_ids.tolist(),
     )
 
 
@@ -126,9 +128,13 @@ def replay(turns: list[ReplayTurn], policy: Policy, keep_rounds: bool = False) -
     if any(turn.starts.signals is None for turn in turns) and session.watches_draft:
         name = type(policy).__name__
         raise UserError(f"{name} watches the draft, but this table has no draft signals: replay length-only policies on it.")
+    if session.reads_text and not all(turn.ids for turn in turns):
+        name = type(policy).__name__
+        raise UserError(f"{name} reads the text, but this table has no ids: replay a policy that does not.")
     session.restart()
     for turn in turns:
         session.start(turn.question_id, turn.turn)
+        session.begin(turn.prompt_tokens)
         log = [] if keep_rounds else None
         replay_turn(turn, policy, columns, log)
         columns.turn_ends.append(len(columns.drafted))
@@ -148,9 +154,10 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
     accepted, forwards = columns.accepted.append, columns.forwards.append
     finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token
     place, tokens, prompt, matches = 0, turn.tokens, turn.prompt_tokens, turn.starts.matches
+    read = 0  # answer tokens of which it is known, or is never learned, whether the draft would have proposed them
     call, references = "plan", getrefcount(finished)
     try:
-        plan, observe, oracle = policy.plan, policy.observe, policy.oracle
+        plan, observe, oracle, reads_text = policy.plan, policy.observe, policy.oracle, policy.reads_text
         while place < tokens:
             if oracle:
                 policy.foresee(min(matches[place], tokens - place - 1))
@@ -169,10 +176,17 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             finished.accepted = finished.emitted = block.accepted
             finished.forwards = block.made * cost
             finished.stop = block.stop
+            if reads_text and block.made and turn.starts.late:
+                finished.caught_up = tuple([matched > 0 for matched in matches[read:place]])
+                read = place + min(block.made, block.accepted + 1)
+            elif reads_text:
+                finished.caught_up = ()
             place += block.accepted
             if place < tokens:  # else the answer's last token was accepted: an end of sequence, which leaves no bonus
                 place += 1
                 finished.emitted += 1
+            if reads_text:
+                finished.tokens = tuple(turn.ids[place - finished.emitted : place])
             context(finished.context)
             drafted(block.drafted)
             accepted(block.accepted)
@@ -200,7 +214,7 @@ def draft_block(turn: ReplayTurn, place: int, planned: int, policy: Policy, bloc
     drafted = limit if limit < reach else reach
     stopped = 0  # tokens made when the policy said no
     block.beyond = starts.depth is not None and drafted > starts.depth[place]
-    if policy.watches_draft:
+    if policy.watches_draft or policy.watches_tokens:
         stopped = ask_policy(starts, place, drafted, policy, block)
         drafted = stopped or drafted
     block.made = drafted
@@ -225,7 +239,10 @@ def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Ou
     Raises PolicyError where the policy keeps the Signals, which are reused.
     """
     keep, signals, matches, known = policy.keep_drafting, block.signals, starts.matches[place], starts.known[place]
-    top1, entropy, margin = starts.signals
+    (top1, entropy, margin), ids = starts.signals or (None, None, None), starts.ids
+    watched = policy.watches_draft
+    if ids is None and not watched:  # no answer has ids: nothing is told, and nothing is missing
+        known = limit
     at, references, stopped = starts.head[place], getrefcount(signals), 0
     for index in range(limit):
         if index >= known:
@@ -234,9 +251,12 @@ def ask_policy(starts: Starts, place: int, limit: int, policy: Policy, block: Ou
         if index == matches + 1:  # from here on the drafter follows its own wrong token
             at = starts.after[place] + index
         signals.index = index
-        signals.top1 = signals.chosen = top1[at]
-        signals.entropy = entropy[at]
-        signals.margin = margin[at]
+        if ids is not None:
+            signals.token = ids[at]
+        if watched:
+            signals.top1 = signals.chosen = top1[at]
+            signals.entropy = entropy[at]
+            signals.margin = margin[at]
         going_on = keep(signals)
         if going_on is not True and (going_on is False or not check_going_on(policy, going_on)):
             stopped = index + 1

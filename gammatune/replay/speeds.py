@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from gammatune.machine import available_cores
 from gammatune.policies import Policy
-from gammatune.replay.prices import PriceList, price
+from gammatune.replay.prices import PriceList, hand_prices, price
 from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
@@ -33,7 +33,12 @@ class Bench:
 
     def speeds(self, policy: Policy) -> np.ndarray:
         """Modelled tokens per second of each question [questions], all its turns together."""
-        return self.speeds_of(replay(self.turns, policy), policy.watches_draft)
+        return self.speeds_of(self.replay(policy), policy.watches_draft)
+
+    def replay(self, policy: Policy) -> Replay:
+        """Every round; a policy that asks for prices is told those of the bench."""
+        hand_prices(policy, self.curve, self.turns[0].forwards_per_token)
+        return replay(self.turns, policy)
 
     def speeds_of(self, done: Replay, watched: bool) -> np.ndarray:
         milliseconds = price(done, self.turns, self.curve, watched)

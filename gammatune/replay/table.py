@@ -18,11 +18,13 @@ from gammatune.records import SIGNAL_DIGITS, refuse_newer
 from gammatune.replay.integrity import SEAL_METADATA, Lists, check_seal, find_bad_fact, find_fault, seal
 from gammatune.traces import SignalColumns, Starts, StartTrace, TextTrace, Trace
 
-SCHEMA = 2
+SCHEMA = 3
 TABLE_FILE = "acceptance.parquet"
 SIGNALS = ("top1", "entropy", "margin")
 SCALE = 10**SIGNAL_DIGITS
 SEALED_SCHEMA = 2  # from which a file carries its checksum
+NAMING_SCHEMA = 3  # from which it can hold the ids of proposed tokens
+PROPOSED = "proposed_ids"
 PARQUET = b"PAR1"
 LARGEST, MOST_VALUES = 2**31, 2**29  # bytes, and numbers in all columns: two hundred times the largest table so far
 UNDECODABLE = (pa.ArrowException, OSError, ValueError, LookupError, TypeError, AttributeError, MemoryError, RecursionError)
@@ -60,7 +62,7 @@ class AcceptanceTurn:
 
     def starts(self) -> Starts:
         """The blocks that can begin in this answer, by their start."""
-        return self.trace.starts(self.finish == "eos")
+        return self.trace.starts(self.finish == "eos", self.output_ids)
 
 
 @dataclass
@@ -111,8 +113,9 @@ class Layout:
     lists: dict[str, pa.DataType]
     signals: dict[str, str]  # field of the trace -> prefix of its three columns
 
-    def schema(self) -> pa.Schema:
-        lists = {"output_ids": pa.int32()} | self.lists
+    def schema(self, schema: int = SCHEMA) -> pa.Schema:
+        """Of a file of that schema."""
+        lists = {"output_ids": pa.int32()} | ({PROPOSED: pa.int32()} if schema >= NAMING_SCHEMA else {}) | self.lists
         columns = [(column, pa.list_(pa.int32())) for column in self.signal_columns()]
         return pa.schema([*PLAIN.items(), *((name, pa.list_(kind)) for name, kind in lists.items()), *columns])
 
@@ -137,7 +140,7 @@ LAYOUTS = {
         {"signals": ""},
     ),
 }
-STORED_AS = {"tail_steps": "steps", "tail_ended": "ended"}
+STORED_AS = {"tail_steps": "steps", "tail_ended": "ended", PROPOSED: "ids"}
 
 
 def write_table(table: AcceptanceTable, path: Path) -> None:
@@ -159,7 +162,7 @@ def write_table(table: AcceptanceTable, path: Path) -> None:
 
 def turn_row(turn: AcceptanceTurn, layout: Layout) -> dict:
     row = {name: getattr(turn, name) for name in (*PLAIN, "output_ids")}
-    row |= {name: getattr(turn.trace, STORED_AS.get(name, name)) for name in layout.lists}
+    row |= {name: getattr(turn.trace, STORED_AS.get(name, name)) for name in (PROPOSED, *layout.lists)}
     for field_name, prefix in layout.signals.items():
         columns = getattr(turn.trace, field_name)
         for name in SIGNALS:
@@ -174,8 +177,8 @@ def read_table(path: Path) -> AcceptanceTable:
     sealed = check_seal(content)
     if sealed is False:
         raise TableError(f"{path} is damaged or was changed (its checksum does not fit): {REMAKE}.")
-    found, facts, layout = decode(content, path, bool(sealed))
-    refuse_other_columns(found, layout, path)
+    found, facts, layout, schema = decode(content, path, bool(sealed))
+    refuse_other_columns(found, layout.schema(schema), layout, path)
     try:
         columns = {name: unpack(found[name]) for name in found.schema.names}
     except ValueError as error:  # text that is no UTF-8
@@ -204,8 +207,8 @@ def read_whole(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read ({error.strerror}): {GIVE_ONE}.") from error
 
 
-def decode(content: bytes, path: Path, sealed: bool) -> tuple[pa.Table, dict, "Layout"]:
-    """The file's columns, its facts and their layout. Raises UserError and TableError.
+def decode(content: bytes, path: Path, sealed: bool) -> tuple[pa.Table, dict, "Layout", int]:
+    """The file's columns, its facts, their layout and schema. Raises UserError and TableError.
 
     A file of the first schema has no checksum, so anything may come of its bytes; Arrow's errors have many types.
     """
@@ -224,7 +227,7 @@ def decode(content: bytes, path: Path, sealed: bool) -> tuple[pa.Table, dict, "L
             raise TableError(f"{path} is damaged or was changed (it has no checksum): {REMAKE}.")
         if count_values(file.metadata) > MOST_VALUES:
             raise TableError(f"{path} is damaged (it claims more values than any table has): {REMAKE}.")
-        return file.read(), facts, layout
+        return file.read(), facts, layout, schema
     except UNDECODABLE as error:
         raise TableError(f"{path} is no acceptance table or is damaged ({type(error).__name__}): {REMAKE}.") from error
 
@@ -234,9 +237,9 @@ def count_values(metadata: pq.FileMetaData) -> int:
     return sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
 
 
-def refuse_other_columns(content: pa.Table, layout: Layout, path: Path) -> None:
+def refuse_other_columns(content: pa.Table, expected: pa.Schema, layout: Layout, path: Path) -> None:
     """Raises TableError where columns or their types differ, where a value is missing, or signals are there in part."""
-    if not content.schema.equals(layout.schema()):
+    if not content.schema.equals(expected):
         raise TableError(f"{path} is damaged (other columns than an acceptance table has): {REMAKE}.")
     absent = [content[name].is_null().to_pylist() for name in layout.signal_columns()]
     whole = (*PLAIN, "output_ids", *layout.lists)
@@ -258,7 +261,7 @@ def unpack(column: pa.ChunkedArray) -> list | Lists:
 
 
 def read_turn(row: dict, layout: Layout) -> AcceptanceTurn:
-    fields = {STORED_AS.get(name, name): row[name] for name in layout.lists}
+    fields = {STORED_AS.get(name, name): row.get(name) for name in (PROPOSED, *layout.lists)}
     for field_name, prefix in layout.signals.items():
         columns = [row[f"{prefix}{name}_x{SCALE}"] for name in SIGNALS]
         fields[field_name] = None if columns[0] is None else SignalColumns(*(column / SCALE for column in columns))

@@ -17,7 +17,9 @@ from gammatune.files import content_hash, hold_folder, read_derived, read_json, 
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import TurnLog
+from gammatune.replay.prices import PRICES_FILE, PriceList, hand_prices, prices_to_json, read_prices
 from gammatune.runs.acceptance import Recording, record_logged
+from gammatune.runs.measure_prices import Plan, PriceRun, write_prices
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, naming, open_session
@@ -61,6 +63,7 @@ class Runner:
 
     def __init__(self, config: RunConfig):
         self.config = config
+        self.given = None if config.prices is None else read_prices(Path(config.prices))
         self.session: Session = open_session(config)
         self.questions: list[Question] = self.session.questions.questions
         name = f"{self.session.pair.name}-{config.tasks.name}"
@@ -70,7 +73,8 @@ class Runner:
         """What all arms have in common; together with a policy's settings it names a cell."""
         runtime = {"name": self.session.engine.runtime, **self.session.describe_place()}
         runtime |= {"threads": self.config.runtime.threads}
-        return {**self.session.describe_work(), "runtime": runtime, "seed": self.config.seed}
+        prices = {} if self.given is None else {"prices": content_hash(prices_to_json(self.given))}
+        return {**self.session.describe_work(), "runtime": runtime, "seed": self.config.seed, **prices}
 
     def describe_plan(self) -> str:
         """One line per arm: label, cell, and whether it is finished, started or new."""
@@ -96,6 +100,7 @@ class Runner:
             if unfinished and self.session.engine.choice:
                 print(f"gammatune: runtime=auto takes {self.session.engine.choice}.", file=sys.stderr)
             if unfinished:
+                self.hand_prices(unfinished)
                 for arm in unfinished:
                     arm.reopen()
                 with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
@@ -150,6 +155,28 @@ class Runner:
             },
         )
 
+    def hand_prices(self, progress: list[Progress]) -> None:
+        """Tell the policies that ask for them what rounds cost: the same for all, in every session of the run."""
+        asking, forwards = [], int(self.session.engine.drafter.needs_draft_model)
+        for arm in progress:
+            with arm.failing():
+                asking += [arm] if arm.session.needs_prices else []
+        if not asking:
+            return
+        curve = self.find_prices()
+        for arm in asking:
+            with arm.failing():
+                hand_prices(arm.session.policy, curve, forwards)
+
+    def find_prices(self) -> PriceList:
+        """Those that the run was begun with, else those given, else measured now. Raises UserError for a damaged file."""
+        path = self.folder.path / PRICES_FILE
+        if path.exists():
+            return read_prices(path)
+        curve = self.given or PriceRun(self.session, Plan.brief(self.session.pair.context)).run()
+        write_prices(curve, path)
+        return read_prices(path)
+
     def missing(self, progress: Progress) -> int:
         return sum(
             progress.lacks(repetition, question)
@@ -159,12 +186,13 @@ class Runner:
 
     def warm_up(self, progress: list[Progress]) -> None:
         """Every block length that the arms can meet, as far as that can be known."""
-        longest, watched = 0, False
+        longest, watched, late = 0, False, False
         for arm in progress:
             with arm.failing():
                 longest = max(longest, longest_block(arm))
                 watched = watched or arm.session.watches_draft
-        self.session.warm_up(longest, watched)
+                late = late or arm.session.reads_text
+        self.session.warm_up(longest, watched, late)
 
     def answer_all(self, progress: list[Progress]) -> None:
         """Question by question, all arms next to each other, the order rotated so that drift hits every arm alike."""

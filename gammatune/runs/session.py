@@ -93,14 +93,16 @@ class Session:
         traced |= {"forwards_per_token": int(self.engine.drafter.needs_draft_model)}
         return {**self.describe_work(), **self.describe_place(), **traced}
 
-    def warm_up(self, longest: int, watched: bool) -> None:
+    def warm_up(self, longest: int, watched: bool, late: bool = False) -> None:
         """Run block lengths up to `longest` once, unlogged: first calls pay for allocations and kernel choices.
+
+        late: whether the draft is asked about tokens that it reads late.
 
         Shorter blocks than a policy plans occur in every run: the budget and the end of the sequence cut them. Beyond DEPTH
         only the longest that can occur is run, since trying each of a thousand takes longer than what it saves.
         """
         if self.engine.target.records_graphs:
-            self.engine.warm(DEPTH, min(self.longest_text, self.pair.context))
+            self.engine.warm(DEPTH, min(self.longest_text, self.pair.context), late)
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
         engine = replace(self.engine, ends=frozenset())

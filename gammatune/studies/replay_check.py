@@ -7,8 +7,9 @@ from itertools import zip_longest
 
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
-from gammatune.policies.session import PolicyError
+from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import Round
+from gammatune.replay.prices import PRICES_FILE, PriceList, hand_prices, read_prices
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.runs.store import BASELINE, REWRITTEN, StoredArm, StoredRun
@@ -66,6 +67,8 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
     if not asked <= {(turn.question_id, turn.turn) for turn in table.turns}:
         raise UserError(f"{path} lacks questions of this run: {REWRITTEN}.")
     turns, check = prepare(table), ReplayCheck()
+    prices = run.path / PRICES_FILE
+    curve = read_prices(prices) if prices.exists() else None
     for arm in run.arms:
         if arm.policy == BASELINE:
             continue
@@ -74,6 +77,11 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
             check.unchecked.append(f"{arm.label} (policy {arm.policy} is not known here, or not with these settings)")
             continue
         try:
+            if reason := name_missing(policy, table, curve):
+                check.unchecked.append(f"{arm.label} ({reason})")
+                continue
+            if curve is not None:
+                hand_prices(policy, curve, table.forwards_per_token)
             logs = replay(turns, policy, keep_rounds=True).logs
         except PolicyError as error:
             check.unchecked.append(f"{arm.label} ({str(error).removesuffix('.')})")
@@ -81,6 +89,16 @@ def check_replay(run: StoredRun) -> ReplayCheck | None:
         check.arms += 1
         compare_arm(arm, table, logs, check)
     return check
+
+
+def name_missing(policy: Policy, table: AcceptanceTable, curve: PriceList | None) -> str:
+    """What a replay of the policy lacks, "" where nothing. Raises PolicyError."""
+    session = PolicySession(policy)
+    if session.needs_prices and curve is None:
+        return f"{PRICES_FILE}, by which it decided, is missing"
+    if session.reads_text and any(turn.trace.ids is None for turn in table.turns):
+        return "the table does not name rejected tokens, of which it was told"
+    return ""
 
 
 def build_policy(arm: StoredArm) -> Policy | None:

@@ -9,13 +9,11 @@ import pandas as pd
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
-from gammatune.replay.prices import PriceList, read_prices
-from gammatune.replay.simulate import replay
+from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
 from gammatune.replay.speeds import Bench, build_bench, measure_speeds
-from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.replay.table import TABLE_FILE, AcceptanceTable, read_table
 from gammatune.studies.headline import STARTS, Speeds, headline_frame, replay_all
 
-TABLE_FILE, PRICES_FILE = "acceptance.parquet", "prices.json"
 ADAPTIVE = ("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk")
 SENSITIVITY = {
     "eta": (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
@@ -88,7 +86,7 @@ def rank_policies(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
 def rank_row(bench: Bench, speeds: Speeds, name: str, policy: Policy) -> dict:
     if name == "tuned_fixed":
         policy = POLICIES["fixed"](gamma=STARTS[speeds.tuned_gamma()])
-    done = replay(bench.turns, policy)
+    done = bench.replay(policy)
     drafted, emitted = int(done.drafted.sum()), int(bench.tokens.sum())
     row = {"policy": name}
     for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed", "over_oracle"):

@@ -6,7 +6,8 @@ from gammatune.records import Round
 
 def finished(planned: int, accepted: int, drafted: int | None = None, stop: str = "length") -> Round:
     drafted = planned if drafted is None else drafted
-    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 10)
+    tokens = tuple(range(accepted + 1))
+    return Round(planned, drafted, accepted, accepted + 1, drafted, stop, 10, tokens=tokens)
 
 
 def signal(top1: float = 0.5, chosen: float | None = None, entropy: float = 1.0, index: int = 0) -> Signals:

@@ -129,6 +129,9 @@ def test_hf_confidence_reads_the_drafted_tokens_own_probability():
         ("ucb", {"risk": 0.0}),
         ("ucb", {"warmup_rounds": -1}),
         ("tuned_fixed", {"gamma": -1}),
+        ("optimal_stopping", {"gamma": 129}),
+        ("optimal_stopping", {"gamma": -1}),
+        ("optimal_stopping_blind", {"cost_ratio": 0.0}),
         ("oracle", {"carry": "day"}),
         ("fixed", {"carry": "day"}),
         ("gammatune_plus", {"stop_token": "maybe"}),
@@ -153,7 +156,7 @@ def play(policy, shares: list[float]) -> None:
         planned = policy.plan()
         assert isinstance(planned, int) and planned >= 0
         accepted = round(share * planned)
-        for index in range(planned if policy.watches_draft else 0):
+        for index in range(planned if policy.watches_draft or policy.watches_tokens else 0):
             policy.keep_drafting(signal(top1=share if index < accepted else share / 2, entropy=1 - share, index=index))
         policy.observe(finished(planned, accepted))
 
@@ -169,6 +172,8 @@ def test_a_state_is_all_that_the_next_rounds_need_and_reset_forgets(name, before
     assert all(type(value) in (int, float) for value in policy.state().values())
     fresh.restore(json.loads(json.dumps(policy.state())))
     assert fresh.state() == policy.state()
+    for one in (policy, fresh):
+        one.begin(10)  # runs are interrupted between answers
     if name != "hf_confidence_online":  # goes on from its samples, which end with the answer: its state is the next round's
         play(policy, after)
         play(fresh, after)

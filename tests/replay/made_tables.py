@@ -30,12 +30,14 @@ def make_turn(matches: str, continuations: list[tuple[int, bool]] | None = None,
     match = np.array([MATCHES[each] for each in matches], np.int8)
     wrong, rng = int((match == MISMATCH).sum()), np.random.default_rng(len(matches))
     steps, ended = zip(*(continuations or [(4, False)] * wrong), strict=True) if wrong and watched else ((), ())
+    own = np.where(match == MISMATCH, 7, np.arange(100, 100 + len(match)))  # as `wrap` numbers the answer
     trace = TextTrace(
         match=match,
         signals=make_signals(rng, len(match)) if watched else None,
         steps=np.array(steps, np.int8),
         ended=np.array(ended, bool),
         continuations=make_signals(rng, sum(steps)) if watched else None,
+        ids=np.concatenate([own, np.full(sum(steps), 8)]).astype(np.int32) if watched else None,
     )
     return wrap(trace, **fields)
 
@@ -45,12 +47,16 @@ def make_starts(starts: str, signals: SignalColumns | None = None, **fields) -> 
     proposed token ends the sequence, "+" where recording stopped first. For example "2/3 1/1e 0/0 0/4+".
     """
     counts = [each.rstrip("e+").split("/") for each in starts.split()]
+    ids = []
+    for place, (right, proposed) in enumerate(counts):
+        ids += [100 + place + depth if depth < int(right) else 7 for depth in range(int(proposed))]  # see `wrap`
     trace = StartTrace(
         right=np.array([right for right, _ in counts], np.int16),
         proposed=np.array([proposed for _, proposed in counts], np.int16),
         ended=np.array([each.endswith("e") for each in starts.split()], bool),
         more=np.array([each.endswith("+") for each in starts.split()], bool),
         signals=signals,
+        ids=np.array(ids, np.int32),
     )
     return wrap(trace, **fields)
 

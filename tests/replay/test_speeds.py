@@ -8,7 +8,7 @@ from replay.made_tables import draw_table, make_turn
 from shipped import POLICIES, make_policy
 
 from gammatune.errors import UserError
-from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio
+from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, hand_prices
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.speeds import FEW, build_bench, measure_speeds, split_questions
 from gammatune.replay.table import AcceptanceTable
@@ -26,6 +26,7 @@ CURVE = PriceList(
 def spell_out(table: AcceptanceTable, policy, curve: PriceList) -> dict[int, float]:
     """question id -> tokens per second, round by round as a person would add them up."""
     drafting, spent, made = curve.drafting(policy.watches_draft), {}, {}
+    hand_prices(policy, curve)
     logs = replay(prepare(table), policy, keep_rounds=True).logs
     speculates = any(r.forwards for log in logs for r in log)
     for turn, log in zip(table.turns, logs, strict=True):

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+from array import array
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gammatune.errors import UserError
 from gammatune.replay.integrity import check_seal
 from gammatune.replay.simulate import prepare
 from gammatune.replay.table import AcceptanceTable, TableError, join_tables, read_table, write_table
+from gammatune.traces import UNTOLD
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "acceptance-table.md"
@@ -51,6 +53,10 @@ def change_file(path, change, draw=draw_table):
     store_columns(change(pq.read_table(path)), path)
 
 
+def without_ids(table):
+    return replace(table, turns=[replace(turn, trace=replace(turn.trace, ids=None)) for turn in table.turns])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([draw_table, draw_starts_table]))
 def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched, draw):
@@ -60,6 +66,23 @@ def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched, draw):
     assert again.facts == table.facts
     assert (again.watched, again.complete, again.tokens) == (watched, True, sum(len(t.match) for t in table.turns))
     assert [turn.starts() for turn in again.turns] == [turn.starts() for turn in table.turns]
+
+
+@pytest.mark.parametrize("draw", [draw_table, draw_starts_table])
+def test_a_table_of_an_earlier_schema_names_the_right_tokens_only(path, draw):
+    """Before ids were recorded: a token that the answer does not have is one that nobody knows."""
+    table = draw(1)
+    write_table(table, path)
+    layout = json.loads(pq.read_schema(path).metadata[b"gammatune"])["layout"]
+    facts = {"gammatune": json.dumps({"schema": 2, "layout": layout, **table.facts})}
+    store_columns(pq.read_table(path).drop_columns(["proposed_ids"]).replace_schema_metadata(facts), path)
+    again = read_table(path)
+    assert all(turn.trace.ids is None for turn in again.turns)
+    for old, new in zip(again.turns, table.turns, strict=True):
+        known, told = old.starts(), new.starts()
+        wrong = [token < 100 for token in told.ids or []]  # as the made tables number them
+        assert (known.ids or array("l")).tolist() == [UNTOLD if w else t for w, t in zip(wrong, told.ids or [], strict=True)]
+        assert replace(known, ids=None) == replace(told, ids=None)
 
 
 def test_an_imported_log_has_no_signals_no_ids_and_unknown_positions(tmp_path):
@@ -111,7 +134,7 @@ def test_signals_are_whole_numbers_of_ten_thousandths(path):
 def test_facts_stand_in_the_metadata_beside_the_schema_number(path):
     write_table(AcceptanceTable([make_turn("1")], {"pair": "mine", "tasks": {"name": "qa"}}), path)
     stored = json.loads(pq.read_schema(path).metadata[b"gammatune"])
-    assert stored == {"schema": 2, "layout": "text", "pair": "mine", "tasks": {"name": "qa"}}
+    assert stored == {"schema": 3, "layout": "text", "pair": "mine", "tasks": {"name": "qa"}}
 
 
 def test_joined_parts_are_one_table_in_the_given_order():
@@ -175,7 +198,7 @@ def test_no_flipped_bit_is_read_as_other_data(path, draw):
 def test_no_flipped_bit_of_a_table_without_checksum_ends_in_another_error(path):
     """Files of schema 1: what is found out is one sentence, what is not is read as other data."""
     write_table(draw_table(1), path)
-    content = pq.read_table(path)
+    content = pq.read_table(path).drop_columns(["proposed_ids"])
     pq.write_table(content.replace_schema_metadata({"gammatune": '{"schema": 1, "gamma_max": 60}'}), path)
     whole, rng, refused = path.read_bytes(), random.Random(6), 0
     for _ in range(250):
@@ -219,10 +242,11 @@ def test_a_table_of_the_first_schema_is_read(path, draw):
     """It had one layout and named none."""
     facts = b'{"schema": 1, "pair": "made", "gamma_max": 60}'
     write_table(draw(1), path)
-    pq.write_table(pq.read_table(path).replace_schema_metadata({"gammatune": facts}), path)
+    content = pq.read_table(path).drop_columns(["proposed_ids"])
+    pq.write_table(content.replace_schema_metadata({"gammatune": facts}), path)
     if draw is draw_table:
         table = read_table(path)
-        assert contents(table) == contents(draw_table(1))
+        assert contents(table) == contents(without_ids(draw_table(1)))
         assert (table.facts, table.forwards_per_token) == ({"pair": "made", "gamma_max": 60}, 1)
     else:
         with pytest.raises(UserError, match="damaged"):
@@ -240,8 +264,8 @@ def test_the_shipped_tables_carry_their_checksum_and_are_read():
 
 
 def test_a_newer_schema_is_refused(path):
-    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 3}'}))
-    with pytest.raises(UserError, match=r"newer gammatune \(schema 3, this one reads up to 2\): update gammatune"):
+    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 4}'}))
+    with pytest.raises(UserError, match=r"newer gammatune \(schema 4, this one reads up to 3\): update gammatune"):
         read_table(path)
 
 
@@ -276,20 +300,22 @@ DAMAGES = {
         [[row[0] + row[1] + 9, -9, *row[2:]] if len(row) > 1 else row for row in c["tail_steps"].to_pylist()],
     ),
     "steps beyond gamma_max": lambda c: c.replace_schema_metadata(
-        {"gammatune": '{"schema": 2, "layout": "text", "gamma_max": 1}'}
+        {"gammatune": '{"schema": 3, "layout": "text", "gamma_max": 1}'}
     ),
     "a probability above one": lambda c: put_in_every_list(c, "top1_x10000", 10_001),
     "a probability below zero": lambda c: put_in_every_list(c, "tail_top1_x10000", -1),
     "an entropy below zero": lambda c: put_in_every_list(c, "entropy_x10000", -1),
     "a margin above one": lambda c: put_in_every_list(c, "margin_x10000", 20_000),
+    "a proposed id too many": lambda c: put(c, "proposed_ids", [[*row, 1] for row in c["proposed_ids"].to_pylist()]),
+    "a negative proposed id": lambda c: put_in_every_list(c, "proposed_ids", -5),
     "a negative id": lambda c: put_in_every_list(c, "output_ids", -5),
     "a negative prompt": lambda c: put(c, "prompt_tokens", [-1] * len(c)),
     "a budget of none": lambda c: put(c, "budget", [0] * len(c)),
     "a turn before the first": lambda c: put(c, "turn", [-1] * len(c)),
     "another finish": lambda c: put(c, "finish", ["maybe"] * len(c)),
     "an answer twice": lambda c: pa.concat_tables([c, c]),
-    "a gamma_max that is text": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "gamma_max": "many"}'}),
-    "negative forwards": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "forwards_per_token": -1}'}),
+    "a gamma_max that is text": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 3, "gamma_max": "many"}'}),
+    "negative forwards": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 3, "forwards_per_token": -1}'}),
     "deep metadata": lambda c: c.replace_schema_metadata({"gammatune": "[" * 100_000}),
     "a missing value in a list": lambda c: put(c, "match", [[None, *row[1:]] for row in c["match"].to_pylist()]),
 }
@@ -301,9 +327,10 @@ OTHER_DAMAGES = {
     "fewer than none": lambda c: put_in_every_list(c, "right", -1),
     "an end too many": lambda c: put(c, "ended", [[*row, True] for row in c["ended"].to_pylist()]),
     "a signal too few": lambda c: put(c, "top1_x10000", [row[:-1] for row in c["top1_x10000"].to_pylist()]),
+    "a proposed id too few": lambda c: put(c, "proposed_ids", [row[:-1] for row in c["proposed_ids"].to_pylist()]),
     "nothing proposed": lambda c: put(c, "proposed", [None, *c["proposed"].to_pylist()[1:]]),
-    "the other layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "layout": "text"}'}),
-    "an unknown layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 2, "layout": "tree"}'}),
+    "the other layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 3, "layout": "text"}'}),
+    "an unknown layout": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 3, "layout": "tree"}'}),
 }
 
 

@@ -58,7 +58,8 @@ class Schedule:
 def schedule_names() -> list[str]:
     """Policies whose draft lengths follow from the accepted lengths of the turn alone."""
     made = {name: policy() for name, policy in POLICIES.items() if name != "ar"}
-    return [n for n, p in made.items() if not (p.watches_draft or p.oracle) and p.carry == "turn"]
+    asked = [n for n, p in made.items() if p.watches_draft or p.watches_tokens or p.reads_text or p.needs_prices]
+    return [n for n, p in made.items() if not (n in asked or p.oracle) and p.carry == "turn"]
 
 
 def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MAX_NEW_TOKENS) -> Schedule:

@@ -14,18 +14,23 @@ from gammatune.commands import prices
 from gammatune.commands.options import find_prices
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
+from gammatune.replay.fit_prices import Samples, fit_line, fit_prices
 from gammatune.replay.prices import FREE, PARTS, Drafting, Price, PriceList, from_ratio, read_prices
-from gammatune.studies import measure_prices as cost_run
-from gammatune.studies.fit_prices import Samples, fit_line, fit_prices
-from gammatune.studies.measure_prices import Plan, PriceRun, Probe, WatchingProbe, prepare_place, show_prices, write_prices
+from gammatune.runs import measure_prices as cost_run
+from gammatune.runs.measure_prices import Plan, PriceRun, Probe, WatchingProbe, prepare_place, show_prices, write_prices
+from gammatune.runs.session import open_session
 from gammatune.tasks.questions import Question
 
 PLAN = Plan(contexts=(16, 48), gamma_max=6, repeats=2)
 
 
+def open_run(config, plan):
+    return PriceRun(open_session(config, endless=True), plan)
+
+
 @pytest.fixture(scope="module")
 def tiny(make_config):
-    return PriceRun(make_config("model_pair=tiny-random"), PLAN)
+    return open_run(make_config("model_pair=tiny-random"), PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +145,7 @@ def test_the_table_names_what_the_curve_holds(curve):
 
 def test_the_default_file_follows_the_settings_and_not_the_moment(make_config, tmp_path):
     paths = {
-        PriceRun(make_config("model_pair=tiny-random", "runtime=eager", *more), PLAN).default_path(tmp_path)
+        open_run(make_config("model_pair=tiny-random", "runtime=eager", *more), PLAN).default_path(tmp_path)
         for more in ((), (), ("decode=sample",))
     }
     assert len(paths) == 2
@@ -224,7 +229,7 @@ def test_the_command_writes_its_file_and_prints_the_table(tmp_path, capsys):
 def with_lookup(make_config):
     config = make_config("model_pair=tiny-random")
     config.drafter = Lookup()
-    return PriceRun(config, Plan(contexts=(16,), gamma_max=4, repeats=1))
+    return open_run(config, Plan(contexts=(16,), gamma_max=4, repeats=1))
 
 
 def test_a_drafter_that_is_no_model_has_prices_of_verification_for_every_length(with_lookup, tmp_path):

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from gammatune.config import RunConfig
 from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
 from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
@@ -26,21 +25,25 @@ from gammatune.machine import LoadWatch
 from gammatune.policies.fixed import Autoregressive
 from gammatune.policies.probe import Probe, WatchingProbe
 from gammatune.policies.session import PolicySession
+from gammatune.replay.fit_prices import Samples, fit_prices
 from gammatune.replay.prices import SCHEMA, PriceList, prices_to_json
 from gammatune.runs.provenance import describe_environment
-from gammatune.runs.session import Session, open_session
-from gammatune.studies.fit_prices import Samples, fit_prices
+from gammatune.runs.session import Session
 
 SHOWN_BLOCKS = (1, 2, 6, 9, 17, 25)
 
 
 @dataclass
 class Plan:
-    """What to measure: prompts of these lengths in tokens, block lengths up to gamma_max, this many passes over all."""
+    """What to measure: prompts of these lengths in tokens, block lengths up to gamma_max, this many passes over all.
+
+    rounds: of each block length in a pass; more of them share its prefill.
+    """
 
     contexts: tuple[int, ...] = (128, 512, 1024)
     gamma_max: int = 24
     repeats: int = 5
+    rounds: int = 1
 
     def __post_init__(self):
         if not self.contexts or min(self.contexts) < 2:
@@ -50,10 +53,22 @@ class Plan:
         if self.repeats < 1:
             raise UserError(f"--repeats {self.repeats} must be 1 or more.")
 
+    @classmethod
+    def brief(cls, context: int) -> "Plan":
+        """For policies that decide by prices, before a run: seconds. context: tokens that the pair addresses.
+
+        Longer blocks are priced by the line through these.
+        """
+        plans = (cls(contexts=(32, 160), gamma_max=most, repeats=1, rounds=2) for most in range(8, 0, -1))
+        fitting = next((plan for plan in plans if plan.room + 2 <= context), None)
+        if fitting is None:
+            raise UserError(f"The pair addresses {context} tokens, too few to measure prices: give them with prices=FILE.")
+        return fitting
+
     @property
     def room(self) -> int:
         """Tokens that a pass can emit at most, where every block is fully accepted."""
-        return sum(range(self.gamma_max + 1)) + self.gamma_max + 1
+        return self.rounds * (sum(range(self.gamma_max + 1)) + self.gamma_max + 1)
 
     def fit(self, context: int) -> "Plan":
         """The same with prompts short enough for a pass to follow; too long ones become the longest that fits.
@@ -70,18 +85,19 @@ class Plan:
 
 
 class PriceRun:
-    """The command `prices`: load a pair, probe it, fit the prices, write them."""
+    """Probe a pair that is loaded, and fit its prices."""
 
-    def __init__(self, config: RunConfig, plan: Plan):
-        # Without an end of sequence no block is cut short, and every block length is met as often as planned
-        self.session: Session = open_session(config, endless=True)
+    def __init__(self, session: Session, plan: Plan):
+        self.session, config = session, session.config
         self.plan = plan.fit(self.session.pair.context)
         self.seed, self.load = config.seed, LoadWatch()
         self.text = repeat_text(self.session.pair.tokenizer, self.session.questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
         # a drafter that is no model proposes when it pleases; a known text has a block of every length
         known = None if self.session.engine.drafter.needs_draft_model else KnownText(answer=self.text * 2)
-        self.engine = self.session.engine.with_drafter(known) if known else self.session.engine
+        # without an end of sequence no block is cut short, and every block length is met as often as planned
+        endless = replace(self.session.engine, ends=frozenset())
+        self.engine = endless.with_drafter(known) if known else endless
         self.facts = {
             **self.session.table_facts(self.plan.gamma_max),
             "runtime": {"name": self.session.engine.runtime, "threads": torch.get_num_threads()},
@@ -118,7 +134,8 @@ class PriceRun:
         self.measure_pass(min(self.plan.contexts), self.probes[-1](gammas=self.shuffle_gammas(order)), Samples())
 
     def shuffle_gammas(self, order: random.Random) -> list[int]:
-        return order.sample(range(self.plan.gamma_max + 1), self.plan.gamma_max + 1)
+        gammas = [*range(self.plan.gamma_max + 1)] * self.plan.rounds
+        return order.sample(gammas, len(gammas))
 
     def measure_pass(self, context: int, probe: Probe, samples: Samples) -> None:
         """One round of every block length after a prompt of `context` tokens, and a prefill without the draft."""
