@@ -43,12 +43,20 @@ def refused(ended) -> str:
     return err
 
 
+HEURISTIC_FROM_5 = -5
+
+
 def play(right: list[bool], gamma: int) -> tuple[list[int], list[int]]:
-    """Emitted and drafted tokens per round of fixed gamma on an answer whose drafts are right where `right` says so."""
-    lengths, drafted, place = [], [], 0
+    """Emitted and drafted tokens per round on an answer whose drafts are right where `right` says so.
+
+    gamma: fixed, or HEURISTIC_FROM_5.
+    """
+    lengths, drafted, place, planned = [], [], 0, abs(gamma)
     while place < len(right):
-        asked = min(gamma, len(right) - place - 1)
+        asked = min(planned, len(right) - place - 1)
         accepted = next((i for i in range(asked) if not right[place + i]), asked)
+        if gamma < 0:
+            planned = planned + 2 if accepted == planned else max(1, planned - 1)
         lengths.append(accepted + 1)
         drafted.append(asked)
         place += accepted + 1
@@ -242,9 +250,9 @@ def write_answers(path: Path, answers: list[list[bool]], gamma: int, seconds: fl
 
 
 def test_where_each_of_three_logs_comes_from_goes_into_the_bounds(tmp_path, call, answers):
-    files = {"first": 2, "second": 5, "plain": 0}
+    files = {"first": HEURISTIC_FROM_5, "second": 5, "plain": 0}
     paths = {name: write_answers(tmp_path / f"{name}.jsonl", answers, gamma, 0.022) for name, gamma in files.items()}
-    words = ["import", paths["first"], "--schedule", "fixed", "--gamma", 2, "--out", tmp_path / "t" / "acceptance.parquet"]
+    words = ["import", paths["first"], "--out", tmp_path / "t" / "acceptance.parquet"]
     assert "--second-source is where the log of --second" in refused(call(*words, "--second-source", "there"))
     assert "--plain-source is where the log of --plain" in refused(call(*words, "--plain-source", "there"))
     words += ["--source", "A at 1", "--second", paths["second"], "--second-source", "B at 2"]
