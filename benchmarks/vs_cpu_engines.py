@@ -190,7 +190,9 @@ def load_bench(options, config: RunConfig, engines: list[Engine]) -> Bench:
     weights = {role: weigh(found) for role, found in files.items()}
     job = Job(weights["target"], weights["draft"], pair.eos_ids, gammas, options.tokens, context, threads)
     offers = {engine.title: engine.load(job) for engine in engines}
-    bits = {role: 8 if found.checkpoint.quantization == "int8" else 8 * pair.dtype.itemsize for role, found in files.items()}
+    bits = {
+        role: 8 if form == "int8" else 8 * pair.dtype.itemsize for role, form in zip(files, pair.quantization, strict=True)
+    }
     arms = our_arms(decoder, gammas, options.tokens, bits)
     arms += [make_arm(way, title) for title, offer in offers.items() for way in offer.ways]
     return Bench(decoder, prompts, arms, [note for offer in offers.values() for note in offer.notes])

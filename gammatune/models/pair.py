@@ -37,6 +37,7 @@ class Pair:
     random_weights: bool = False  # speed only: its text means nothing
     identity: dict = field(default_factory=dict)  # which weights these are, for provenance and for the run's hash
     draft_ids: torch.Tensor | None = None  # [N], rising, on the device: ids that the draft can propose; None for all
+    quantization: tuple[str | None, str | None] = (None, None)  # of target and draft, as they are held here
 
 
 def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None, with_draft: bool = True) -> Pair:
@@ -54,7 +55,16 @@ def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None,
     with only_errors():
         if config.source == "tiny-random" or config.weights == "random":
             return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
-        return load_checkpoints(config, torch_device, torch_dtype, with_draft)
+        return load_checkpoints(settle_quantization(config, torch_device), torch_device, torch_dtype, with_draft)
+
+
+def settle_quantization(config: PairConfig, device: torch.device) -> PairConfig:
+    """The config with `quantization` as the device has it."""
+    if device.type != "cpu":
+        return config
+    roles = {"target": config.target, "draft": config.draft}
+    held = {name: replace(role, quantization=role.quantization or role.cpu_quantization) for name, role in roles.items()}
+    return replace(config, **held)
 
 
 @contextmanager
@@ -111,6 +121,7 @@ def load_checkpoints(config: PairConfig, device: torch.device, dtype: torch.dtyp
         draft = load.load_model(files["draft"], device, dtype)
     pair = assemble(config, target, draft, tokenizer, end_ids(target, tokenizer, config.target.ends))
     pair.identity = {role: sources.identify(found) for role, found in files.items()}
+    pair.quantization = config.target.quantization, config.draft.quantization if with_draft else None
     return reduce_draft(pair, config.draft.vocabulary, ranking) if with_draft else pair
 
 

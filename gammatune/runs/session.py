@@ -71,12 +71,11 @@ class Session:
         """What the committed text and the drafter's view of it depend on, device and dtype apart."""
         tasks = asdict(self.config.tasks) | {"checksum": self.questions.checksum}
         del tasks["path"], tasks["overlong"]  # the checksum says which file it was, and `overlong` below what was left out
-        roles = (self.config.model_pair.target, self.config.model_pair.draft)
         return {
             "pair": self.pair.name,
             "weights": self.pair.identity,
             "random_weights": self.pair.random_weights,
-            "quantization": [role.quantization for role in roles],
+            "quantization": list(self.pair.quantization),
             "chat_template": self.pair.chat_template,
             "tasks": tasks,
             "decode": asdict(self.config.decode),

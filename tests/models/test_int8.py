@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from gammatune.models.draft_vocabulary import cut_lm_head
 from gammatune.models.int8 import Int8Linear, quantise, quantise_linear
-from gammatune.models.pair import load_pair, random_pair
+from gammatune.models.pair import load_pair, random_pair, settle_quantization
 from gammatune.runtimes.base import build_models
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -67,3 +67,16 @@ def test_both_runtimes_read_the_same_weights():
         made.append([models.target.forward(tokens, 20), models.draft.forward(tokens, 20)])
     for eager, compiled in zip(*made, strict=True):
         torch.testing.assert_close(eager, compiled, rtol=2e-3, atol=2e-3)
+
+
+def test_quantisation_on_a_cpu_alone(make_checkpoint, make_pair_config):
+    """A pair says what it holds, and has no other hash than one that names int8 outright."""
+    config = make_pair_config(make_checkpoint("target"), make_checkpoint("draft", num_hidden_layers=1))
+    pair = load_pair(replace(config, draft=replace(config.draft, cpu_quantization="int8")))
+    assert pair.quantization == (None, "int8") and type(pair.draft.lm_head) is Int8Linear
+    assert type(pair.target.lm_head) is nn.Linear
+    there = settle_quantization(replace(config, draft=replace(config.draft, cpu_quantization="int8")), torch.device("cuda"))
+    assert there.draft.quantization is None
+    named = load_pair(replace(config, draft=replace(config.draft, quantization="int8")))
+    assert (named.quantization, named.identity) == (pair.quantization, pair.identity)
+    assert load_pair(config, with_draft=False).quantization == (None, None)
