@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("pair", metavar="PAIR", help="model pair, as in model_pair=PAIR")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="further settings of a run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--kinds", nargs="+", choices=ANSWERED, default=ANSWERED, help="of prompts (all)")
     parser.add_argument("--prompts", type=int, default=40, help="of each kind (%(default)s)")
     parser.add_argument("--answer-tokens", type=int, default=128, help="longest answer (%(default)s)")
     parser.add_argument("--specbench", type=Path, help="question.jsonl: its questions are never asked")
@@ -70,7 +71,7 @@ def answer(engine: Engine, config: RunConfig, question: str) -> str:
 
 def answer_all(options: argparse.Namespace) -> None:
     texts, overlaps = find_texts(options.out.with_name(f"{options.out.name}-texts")), Overlaps(options.specbench)
-    missing = [kind for kind in ANSWERED if not (options.out / f"{kind}.txt").exists()]
+    missing = [kind for kind in options.kinds if not (options.out / f"{kind}.txt").exists()]
     if not missing:
         return
     words = [f"model_pair={options.pair}", f"decode.max_new_tokens={options.answer_tokens}", *options.settings]
