@@ -141,8 +141,7 @@ class Checkpoint:
     gated: bool = False  # whether the hub asks for a licence first
     shape: Shape | None = None  # for random weights
     vocabulary: int | None = None  # draft only: how many tokens it can propose, the most frequent ones; null: all
-    # draft only: .npy of token ids by falling frequency, or the name of a shipped one; null: token_ranking.npy in its folder
-    ranking: str | None = None
+    ranking: str | None = None  # draft only: .npy of token ids by falling frequency; null: token_ranking.npy in its folder
     borrows_tables: bool = False  # draft only: embedding and LM head are the target's, its files hold all else
 
 

@@ -18,7 +18,6 @@ from gammatune.errors import UserError
 from gammatune.models.int8 import Int8Linear
 
 RANKING_FILE = "token_ranking.npy"
-SHIPPED = Path(__file__).parent / "rankings"  # of pairs whose checkpoints have none
 HOW = "make one with `python scripts/rank_tokens.py TOKENIZER_FOLDER TEXT... --out token_ranking.npy`"
 
 
@@ -44,23 +43,16 @@ def draw_ranking(vocab_size: int) -> np.ndarray:
 
 
 def find_file(draft: Checkpoint, folder: Path | None) -> Path:
-    if draft.ranking in name_shipped():
-        return SHIPPED / f"{draft.ranking}.npy"
     # os.path: Path's own methods raise for an unknown user and for a name that is too long
     path = Path(os.path.expanduser(draft.ranking)) if draft.ranking else folder / RANKING_FILE  # noqa: PTH111
     if os.path.isfile(path):  # noqa: PTH113
         return path
     if draft.ranking:
-        shipped = ", ".join(name_shipped())
-        raise UserError(f"model_pair.draft.ranking={path} is no file and no shipped ranking ({shipped}): {HOW}.")
+        raise UserError(f"model_pair.draft.ranking={path} is no file: {HOW}.")
     raise UserError(
         f"model_pair.draft.vocabulary={draft.vocabulary} needs to know which tokens are frequent, and {path} is not there: "
         f"{HOW} and give it as model_pair.draft.ranking, or set model_pair.draft.vocabulary=null."
     )
-
-
-def name_shipped() -> list[str]:
-    return sorted(path.stem for path in SHIPPED.glob("*.npy"))
 
 
 def read_ranking(path: Path, vocab_size: int) -> np.ndarray:

@@ -187,7 +187,7 @@ def test_an_unusable_ranking_is_refused_before_weights(borrowing, tmp_path, monk
 def test_a_ranking_that_is_not_there_is_refused(borrowing):
     with pytest.raises(
         UserError,
-        match=r"ranking=/none.npy is no file and no shipped ranking \(.*\): make one with `python scripts/rank_tokens.py",
+        match=r"ranking=/none.npy is no file: make one with `python scripts/rank_tokens.py",
     ):
         load_pair(with_vocabulary(borrowing, 5, "/none.npy"))
     with pytest.raises(
