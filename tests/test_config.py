@@ -43,7 +43,7 @@ SHAPE = {
     "head_dim": 32,
     "model_type": "qwen2",
 }
-CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "gated": True}
+CHECKPOINT = {"id": "x", "revision": "main", "path": "/x", "quantization": "int8", "cpu_quantization": "int8", "gated": True}
 DRAFT_ONLY = {"vocabulary": 9, "ranking": "/x.npy", "borrows_tables": True}
 TARGET_ONLY = {"ends": "[x]"}
 PAIR = {"name": "x", "source": "hub", "dtype": "bf16", "cpu_dtype": "bf16", "chat_template": "vicuna", "weights": "random"}

@@ -351,10 +351,19 @@ def test_a_line_that_cannot_be_read_is_named(change):
         TurnLog.from_json(json.dumps(line), "run/turns.jsonl line 4")
 
 
-def test_the_shipped_run_has_logs_of_the_first_schema_and_replays_from_its_table():
-    (path,) = (ROOT / "results" / "reference").glob("*/run.json")
-    assert json.loads((path.parent / "ar-ed1676eb67" / "turns.jsonl").read_text().splitlines()[0])["schema"] == 1
-    run = read_run(path.parent)
+SHIPPED_RUNS = {"smollm2-draft-135m-demo-2828959329": 1, "qwen2.5-coder-0.5b-1.5b-demo-1ce7bfa5e1": 2}  # schema of the logs
+
+
+@pytest.mark.parametrize("name", SHIPPED_RUNS)
+def test_a_shipped_run_replays_from_its_table(name):
+    folder = ROOT / "results" / "reference" / name
+    logs = [json.loads(path.read_text().splitlines()[0]) for path in folder.glob("*/turns.jsonl")]
+    assert {log["schema"] for log in logs} == {SHIPPED_RUNS[name]}
+    run = read_run(folder)
     check = check_replay(run)
     assert run.has_baseline and not run.left_out
     assert (check.arms, check.differing, check.other_text, check.unchecked) == (len(run.arms) - 1, 0, 0, [])
+
+
+def test_every_shipped_run_is_among_them():
+    assert {path.parent.name for path in (ROOT / "results" / "reference").glob("*/run.json")} == set(SHIPPED_RUNS)
