@@ -99,7 +99,7 @@ def describe(path: Path, folder: Path) -> None:
     settings.write_bytes(header.without_vocabulary())
     with explained(path):
         config = AutoConfig.from_pretrained(folder, gguf_file=settings.name, trust_remote_code=False)
-        tokenizer = TOKENIZERS[config.model_type].from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = TOKENIZERS[config.model_type].from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
     settings.unlink()
     # Without an output table of its own, a model reads its embeddings there
     config.tie_word_embeddings = "output.weight" not in header.tensors

@@ -32,7 +32,8 @@ def gguf_words(tmp_path, monkeypatch):
     monkeypatch.setenv("GAMMATUNE_CACHE", str(tmp_path / "cache"))
     write_gguf(tmp_path / "tiny.gguf")
     paths = [f"model_pair.{role}.path={tmp_path / 'tiny.gguf'}" for role in ("target", "draft")]
-    return ["model_pair=qwen2.5-coder-0.5b-1.5b", "model_pair.target.ends=[]", "model_pair.chat_template=plain", *paths]
+    words = ["model_pair=qwen2.5-coder-0.5b-1.5b", "model_pair.target.ends=[]", "model_pair.chat_template=plain"]
+    return [*words, "model_pair.draft.cpu_quantization=null", *paths]
 
 
 @pytest.fixture
