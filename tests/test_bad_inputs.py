@@ -32,7 +32,8 @@ def test_a_bad_input_ends_in_one_true_sentence(case, call, tmp_path, monkeypatch
     case.prepare(tmp_path)
     started = time.perf_counter()
     code, out, err = call(*case.words)
-    assert not complaint(case, Outcome(code, out, err, time.perf_counter() - started))
+    # torture.py counts what takes over ten seconds; here other tests want the cores, too
+    assert not complaint(case, Outcome(code, out, err, time.perf_counter() - started), limit_s=60.0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from gammatune import process
 ROOT = Path(__file__).parents[1]
 PLANNED = ("run", *PLAN, "tasks.overlong=skip")
 
+BUSY_S = 60.0  # that a command may take where other tests want the cores, too; torture.py counts hangs over ten
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -33,7 +35,7 @@ def ended(tmp_path_factory):
     def start(words, prepare=lambda: None):
         folder = tmp_path_factory.mktemp("child")
         write_files(folder)
-        return Child(tuple(map(str, words)), folder, prepare).wait()
+        return Child(tuple(map(str, words)), folder, prepare, limit_s=BUSY_S).wait()
 
     return start
 
