@@ -13,20 +13,18 @@ so a call that was cut goes on.
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from draft_training.prompts import KINDS, make_prompts
-from draft_training.student import write_json
 from draft_training.teacher import Overlaps
-from draft_training.texts import Texts, fetch_packages, read_texts
+from draft_training.texts import load_texts, make_texts
 from tqdm import tqdm
 
 from gammatune.compose import compose_config
 from gammatune.config import RunConfig
 from gammatune.decoding.loop import Engine, build_engine, generate_speculative
 from gammatune.errors import UserError, exit_code_of
-from gammatune.files import parse_object, read_text, write_text
+from gammatune.files import write_text
 from gammatune.models.pair import load_pair
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
@@ -47,16 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_texts(folder: Path) -> Texts:
-    """Of the packages, fetched at the first call. Raises UserError."""
-    path, remedy = folder / "texts.json", "rename it and call again"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        fetch_packages(folder / "packages")
-        write_json(path, asdict(read_texts(folder / "packages")))
-    return Texts(**parse_object(read_text(path, remedy), path, remedy))
-
-
 def load_engine(config: RunConfig) -> Engine:
     config.model_pair.draft.vocabulary = None  # its ranking may be what is being made
     pair = load_pair(config.model_pair, config.runtime.device, config.runtime.dtype)
@@ -70,7 +58,9 @@ def answer(engine: Engine, config: RunConfig, question: str) -> str:
 
 
 def answer_all(options: argparse.Namespace) -> None:
-    texts, overlaps = find_texts(options.out.with_name(f"{options.out.name}-texts")), Overlaps(options.specbench)
+    folder, overlaps = options.out.with_name(f"{options.out.name}-texts"), Overlaps(options.specbench)
+    make_texts(folder)
+    texts = load_texts(folder, "rename it and call again")
     missing = [kind for kind in options.kinds if not (options.out / f"{kind}.txt").exists()]
     if not missing:
         return

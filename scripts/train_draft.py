@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from draft_training import measure, teacher, texts
-from draft_training.student import export, write_json
+from draft_training.student import export, read_fields, write_json
 from draft_training.train import Recipe, Training
 from rank_tokens import count_tokens, describe_counts, rank_tokens, save_ranking
 from transformers import LlamaForCausalLM
@@ -29,7 +29,6 @@ from transformers import LlamaForCausalLM
 from gammatune.compose import compose_config
 from gammatune.config import Checkpoint
 from gammatune.errors import UserError, exit_code_of
-from gammatune.files import parse_object, read_text
 from gammatune.models.devices import choose_device
 from gammatune.models.load import load_borrowing_draft, load_model, load_tokenizer, read_config
 from gammatune.models.sources import DRAFT_FOLDER, Files, locate
@@ -73,15 +72,6 @@ def find_target(folder: Path | None) -> Files:
     return locate("target", pair.target, pair.source)
 
 
-def read_fields(path: Path, remedy: str, *names: str) -> dict:
-    """A JSON object of a step before, with these fields. Raises UserError."""
-    content = parse_object(read_text(path, remedy), path, remedy)
-    missing = set(names) - content.keys()
-    if missing:
-        raise UserError(f"{path} is damaged (it has no {min(missing)}): {remedy}.")
-    return {name: content[name] for name in names}
-
-
 def load_draft(folder: Path, target: LlamaForCausalLM) -> LlamaForCausalLM:
     """A trained draft over the target's embedding and LM head. Raises UserError where its files do not suit the target."""
     files = locate("draft", Checkpoint(path=str(folder), borrows_tables=True), source="wheels")
@@ -111,18 +101,15 @@ class Steps:
         return samples
 
     def texts(self) -> None:
-        path = self.options.work / "texts.json"
-        if not path.exists():
-            texts.fetch_packages(self.options.work / "packages")
-            write_json(path, asdict(texts.read_texts(self.options.work / "packages")))
+        texts.make_texts(self.options.work)
 
     def teacher(self) -> None:
-        path, shards = self.options.work / "texts.json", teacher.plan_shards(self.options.rounds, self.options.scale)
+        path, shards = self.options.work / texts.FILE, teacher.plan_shards(self.options.rounds, self.options.scale)
         if all((self.shards / shard.name).exists() for shard in shards):
             return
         if not path.exists():
             raise UserError(f"{path} is not there: run the step texts first.")
-        found = texts.Texts(**read_fields(path, "run the step texts in another --work", *texts.Texts.__annotations__))
+        found = texts.load_texts(self.options.work, "run the step texts in another --work")
         self.shards.mkdir(parents=True, exist_ok=True)
         teacher.make_shards(self.make_teacher(torch.bfloat16), shards, self.shards, found, self.options.specbench)
 

@@ -10,6 +10,9 @@ from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 
+from gammatune.errors import UserError
+from gammatune.files import parse_object, read_text
+
 
 def start_draft(target: LlamaForCausalLM, sources: list[int], intermediate: int) -> LlamaForCausalLM:
     """A trainable draft in fp32 whose layers start as the target's `sources`, with the strongest MLP neurons of each.
@@ -58,6 +61,15 @@ def export(draft: LlamaForCausalLM, folder: Path, temperature: float = 1.0) -> N
     partial = folder / "model.safetensors.partial"
     save_file({name: value.cpu().bfloat16().contiguous() for name, value in tensors.items()}, partial)
     partial.replace(folder / "model.safetensors")
+
+
+def read_fields(path: Path, remedy: str, *names: str) -> dict:
+    """A JSON object of a step before, with these fields. Raises UserError."""
+    content = parse_object(read_text(path, remedy), path, remedy)
+    missing = set(names) - content.keys()
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {min(missing)}): {remedy}.")
+    return {name: content[name] for name in names}
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -9,10 +9,12 @@ import html
 import random
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gammatune.errors import UserError
+
+from .student import read_fields, write_json
 
 PACKAGES = ("anarchism", "debian-handbook", "trans-de-en", "wordnet-base")
 DOCUMENTS = ("usr/share/doc/anarchism/markdown/*.md.gz", "usr/share/doc/debian-handbook/html/en-US/*.html")
@@ -24,6 +26,9 @@ NAMES = {
 }
 
 
+FILE = "texts.json"
+
+
 @dataclass
 class Texts:
     """What prompts draw on."""
@@ -31,6 +36,18 @@ class Texts:
     documents: list[str]  # a few paragraphs each
     german: list[str]  # sentences
     names: dict[str, list[str]]  # person, place, event, noun; passage: a name with what it is
+
+
+def make_texts(folder: Path) -> None:
+    """FILE in a folder, of packages that are fetched into it; nothing where it is there. Raises UserError."""
+    if not (folder / FILE).exists():
+        fetch_packages(folder / "packages")
+        write_json(folder / FILE, asdict(read_texts(folder / "packages")))
+
+
+def load_texts(folder: Path, remedy: str) -> Texts:
+    """What make_texts left. Raises UserError where it is damaged; remedy: what to do then."""
+    return Texts(**read_fields(folder / FILE, remedy, *Texts.__annotations__))
 
 
 def fetch_packages(folder: Path) -> None:

@@ -6,6 +6,7 @@ import answer_prompts
 import numpy as np
 import pytest
 import rank_tokens
+from draft_training.texts import Texts
 from test_train_draft import TEXTS
 
 
@@ -42,7 +43,7 @@ def test_what_is_there_is_kept_and_what_is_missing_made_again(call, tmp_path):
 
 
 def test_a_question_of_the_benchmark_is_not_asked(call, tmp_path):
-    asked = answer_prompts.make_prompts("qa", 2, "rank", answer_prompts.Texts(**TEXTS))
+    asked = answer_prompts.make_prompts("qa", 2, "rank", Texts(**TEXTS))
     questions = [{"question_id": i, "category": "qa", "turns": turns} for i, turns in enumerate(asked)]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     assert call("--specbench", tmp_path / "question.jsonl")[0] == 0
@@ -55,3 +56,9 @@ def test_a_question_of_the_benchmark_is_not_asked(call, tmp_path):
 def test_bad_calls_are_refused(call, arguments, sentence):
     code, words = call(*arguments)
     assert code == 2 and sentence in words
+
+
+def test_damaged_texts_are_named(call, tmp_path):
+    (tmp_path / "answers-texts" / "texts.json").write_text("{}")
+    code, words = call()
+    assert code == 2 and "texts.json is damaged (it has no documents): rename it and call again." in words
