@@ -54,17 +54,23 @@ def build_forms(pair: Pair, ranking: np.ndarray, sizes: list[int], decoder: Deco
     forms = []
     for weights, draft in drafts.items():
         for size in (*sizes, None):
-            made = reduce_draft(replace(pair, draft=draft), size, ranking)
-            drafter = DraftModel()
-            model = build_model(made, "draft", decoder.name)
-            drafter.attach(Workplace(decoder.device, pair.vocab_size, frozenset(pair.eos_ids), model, made.draft_ids))
+            made = replace(pair, draft=draft)
+            whole = draft is pair.draft and size is None  # the decoder has it
+            drafter = decoder.engine.drafter if whole else build_drafter(reduce_draft(made, size, ranking), decoder)
             forms.append(Form(weights, size or pair.vocab_size, drafter))
     return forms
 
 
+def build_drafter(pair: Pair, decoder: Decoder) -> Drafter:
+    """The pair's draft in the decoder's runtime."""
+    drafter, model = DraftModel(), build_model(pair, "draft", decoder.name)
+    drafter.attach(Workplace(decoder.device, pair.vocab_size, frozenset(pair.eos_ids), model, pair.draft_ids))
+    return drafter
+
+
 def read_ranking(config: PairConfig, pair: Pair, most: int) -> np.ndarray:
-    draft, made_up = replace(config.draft, vocabulary=most), config.source == "tiny-random" or config.weights == "random"
-    return find_ranking(draft, pair.vocab_size, None if made_up else locate("draft", draft, config.source).folder)
+    draft = replace(config.draft, vocabulary=most)
+    return find_ranking(draft, pair.vocab_size, None if config.made_up else locate("draft", draft, config.source).folder)
 
 
 def trace(form: Form, prompt: list[int], answer: list[int], depth: int) -> AcceptanceTurn:
@@ -85,21 +91,14 @@ def describe_aim(form: Form, prompts: list[list[int]], answers: list[list[int]],
 def make_arms(forms: list[Form], decoder: Decoder, text: list[int], context: int, gamma: int) -> list[Arm]:
     """One step of each form, and the target's over 1 and gamma + 1 tokens."""
 
-    def step(model, tokens: int) -> dict:
-        fed = decoder.device.upload(text[context : context + tokens])
-        model.forward(fed, keep=tokens)
-        model.crop(context)
-        return {}
+    def make(labels: tuple, role, tokens: int) -> Arm:
+        fed = text[context : context + tokens]
+        return Arm(dict(zip(LABELS, labels, strict=True)), lambda _: {"ms": decoder.forward(role, fed)})
 
-    models = {(form.weights, form.vocabulary): form.drafter.workplace.model for form in forms}
-    for model in (*models.values(), decoder.models["target"]):
-        model.reset()
-        model.forward(decoder.device.upload(text[:context]), keep=1)
-    arms = [Arm(dict(zip(LABELS, key, strict=True)), lambda _, m=model: step(m, 1)) for key, model in models.items()]
-    for tokens in (1, gamma + 1):
-        labels = {"weights": TARGET, "vocabulary": tokens}
-        arms.append(Arm(labels, lambda _, n=tokens: step(decoder.models["target"], n)))
-    return arms
+    keys = {(form.weights, form.vocabulary): form.drafter.workplace.model for form in forms}
+    decoder.models |= keys
+    decoder.fill(text[:context])
+    return [make(key, key, 1) for key in keys] + [make((TARGET, n), TARGET, n) for n in (1, gamma + 1)]
 
 
 def read_sizes(text: str) -> list[int]:
@@ -128,7 +127,7 @@ def report(options, config: RunConfig) -> int:
     text = (prompts[0] + answers[0]) * (2 + options.context // len(prompts[0]))
     arms = make_arms(forms, decoder, text, options.context, options.gamma)
     measured = measure(arms, range(options.repeats), decoder.pair.device)
-    table = tabulate(measured.assign(ms=measured["seconds"] * 1e3), LABELS, ["ms"], "ms").set_index(LABELS)
+    table = tabulate(measured, LABELS, ["ms"], "ms").set_index(LABELS)
     t_target, t_verify = (float(table.loc[(TARGET, n), "ms"]) for n in (1, options.gamma + 1))
     rows = []
     for key, aim in aims.items():

@@ -69,7 +69,7 @@ def read_gammas(text: str) -> tuple[int, ...]:
 def locate_files(pair: PairConfig) -> dict[str, Files]:
     """By role. Raises UserError for a pair of other files than GGUF, which is all that every engine reads."""
     refusal = f"The engines read GGUF files, and the pair {pair.name} is none: choose model_pair=qwen2.5-coder-0.5b-1.5b."
-    if pair.source == "tiny-random" or pair.weights == "random":
+    if pair.made_up:
         raise UserError(refusal)
     files = {role: locate(role, getattr(pair, role), pair.source) for role in ("target", "draft")}
     if any(found.gguf is None for found in files.values()):

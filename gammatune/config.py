@@ -169,6 +169,11 @@ class PairConfig:
             one_of("model_pair.*.cpu_quantization", role.cpu_quantization, QUANTIZATIONS)
         check_draft_fields(self.target, self.draft)
 
+    @property
+    def made_up(self) -> bool:
+        """Whether its weights are made on the spot, without checkpoints."""
+        return self.source == "tiny-random" or self.weights == "random"
+
 
 def check_draft_fields(target: Checkpoint, draft: Checkpoint) -> None:
     """Raises UserError for what only a draft can have on the target, and for a vocabulary without tokens."""

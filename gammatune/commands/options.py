@@ -110,8 +110,9 @@ def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
 
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:
     """What the settings name; without a policy=, everything that the table can replay. Raises UserError."""
-    named = any(word.startswith("policy=") for word in settings)
+    if any(word.startswith("policy=") for word in settings):
+        return compose_config(settings).policy
     named_text = all(len(turn.output_ids) for turn in table.turns)
     made = {name: option() for name, option in POLICIES.items()}
     able = [name for name, p in made.items() if (table.watched or not p.watches_draft) and (named_text or not p.reads_text)]
-    return compose_config(settings if named else [f"policy=[{','.join(able)}]", *settings]).policy
+    return compose_config([f"policy=[{','.join(able)}]", *settings]).policy

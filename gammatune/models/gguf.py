@@ -42,8 +42,8 @@ TOKENIZERS = {"llama": PreTrainedTokenizerFast, "qwen2": Qwen2Tokenizer, "qwen3"
 ROWS = 4096  # of a matrix that are dequantised at once
 SCALED = (
     "{path} scales its RoPE frequencies ({where}), which is not read from a GGUF file: give the folder of the checkpoint "
+    "that it was made of."
 )
-SCALED += "that it was made of."
 UNUSED = "rope_freqs"  # divisors of the RoPE frequencies
 
 

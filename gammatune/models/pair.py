@@ -53,7 +53,7 @@ def load_pair(config: PairConfig, device: str = "cpu", dtype: str | None = None,
     torch_device = choose_device(device)
     torch_dtype = choose_dtype(config, torch_device, dtype)
     with only_errors():
-        if config.source == "tiny-random" or config.weights == "random":
+        if config.made_up:
             return build_pair(config, TinySettings(), torch_device, torch_dtype, with_draft)
         return load_checkpoints(settle_quantization(config, torch_device), torch_device, torch_dtype, with_draft)
 
