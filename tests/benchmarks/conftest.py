@@ -44,3 +44,22 @@ def call(capsys):
 
     yield called
     transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture
+def corrupt(monkeypatch):
+    """corrupt(gamma): from then on, our answers at that length have a wrong token at place 3."""
+    from harness import Decoder
+
+    answer = Decoder.answer
+
+    def break_answers(gamma: int) -> None:
+        def corrupted(self, prompt, policy, tokens):
+            made = answer(self, prompt, policy, tokens)
+            if getattr(policy, "gamma", 0) == gamma:
+                made.output_ids[3] = (made.output_ids[3] + 7) % self.pair.vocab_size
+            return made
+
+        monkeypatch.setattr(Decoder, "answer", corrupted)
+
+    return break_answers

@@ -89,16 +89,8 @@ def test_what_an_engine_answers_otherwise_is_counted_and_no_failure(benchmark, c
     assert found["fixed_3", "Eager"] == (0, 4) and found["fixed_3", "gammatune"] == (3, None)
 
 
-def test_a_wrong_answer_of_ours_is_named_and_ends_with_1(benchmark, call, gguf_words, decoding_twice, monkeypatch):
-    answer = Decoder.answer
-
-    def corrupted(self, prompt, policy, tokens):
-        made = answer(self, prompt, policy, tokens)
-        if getattr(policy, "gamma", 0) == 1:
-            made.output_ids[3] = (made.output_ids[3] + 7) % self.pair.vocab_size
-        return made
-
-    monkeypatch.setattr(Decoder, "answer", corrupted)
+def test_a_wrong_answer_of_ours_is_named_and_ends_with_1(benchmark, call, gguf_words, decoding_twice, corrupt):
+    corrupt(1)
     ended = call(benchmark, *SMALL, *gguf_words)
     assert ended.code == 1
     assert "Wrong answer of fixed_1 to question 1, from token 3 on." in ended.out

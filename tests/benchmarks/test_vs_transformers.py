@@ -50,16 +50,8 @@ def test_a_reduced_vocabulary_is_for_our_loop_alone_and_has_its_own_rows(benchma
     assert all(row["different"] == 0 for row in ended.result["rows"])
 
 
-def test_a_wrong_answer_is_named_and_ends_with_1(benchmark, call, monkeypatch):
-    answer = Decoder.answer
-
-    def corrupted(self, prompt, policy, tokens):
-        made = answer(self, prompt, policy, tokens)
-        if getattr(policy, "gamma", 0) == 5:
-            made.output_ids[3] = (made.output_ids[3] + 7) % self.pair.vocab_size
-        return made
-
-    monkeypatch.setattr(Decoder, "answer", corrupted)
+def test_a_wrong_answer_is_named_and_ends_with_1(benchmark, call, corrupt):
+    corrupt(5)
     ended = call(benchmark, *SMALL)
     assert ended.code == 1
     assert "Wrong answer of fixed_5 eager fp32 to question 1, from token 3 on." in ended.out

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from replay.made_tables import contents
 from runs.killing import ENDED_WELL, count_writes, disturbed, kill
+from runs.tracing import count_traces, same
 
-from gammatune.decoding.loop import Engine
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
 from gammatune.files import hash_file, read_json
@@ -49,26 +48,7 @@ def whole(make_many, tmp_path_factory):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Prompts as they are traced; set `stop_at` to end at the one with that number, from 0."""
-
-    class Traced(list):
-        stop_at = None
-
-    found, original = Traced(), Engine.trace
-
-    def watched(engine, prompt, answer, budget, depth):
-        if len(found) == found.stop_at:
-            raise KeyboardInterrupt
-        found.append(prompt)
-        return original(engine, prompt, answer, budget, depth)
-
-    monkeypatch.setattr(Engine, "trace", watched)
-    return found
-
-
-def same(first, second) -> bool:
-    first, second = read_table(first), read_table(second)
-    return contents(first) == contents(second) and first.facts == second.facts
+    return count_traces(monkeypatch)
 
 
 def stop(recorder, traced, turns: int) -> None:

@@ -5,10 +5,9 @@ import os
 import shutil
 
 import pytest
-from replay.made_tables import contents
+from runs.tracing import count_traces, same
 from shipped import POLICIES, make_policy
 
-from gammatune.decoding.loop import Engine
 from gammatune.drafters.known import read_known
 from gammatune.drafters.lookup import Lookup
 from gammatune.errors import UserError
@@ -23,25 +22,6 @@ from gammatune.studies.replay_check import check_replay, replay_sentence
 def recorded(make_recorder, tmp_path_factory):
     """The path of a table that was recorded in one go."""
     return make_recorder(tmp_path_factory.mktemp("recorded")).run()
-
-
-def count_traces(monkeypatch, stop_at: int | None = None) -> list[list[int]]:
-    """Prompts as their answers are traced; Ctrl-C at the one with that number, from 0."""
-    traced, original = [], Engine.trace
-
-    def watched(engine, prompt, answer, budget, depth):
-        if len(traced) == stop_at:
-            raise KeyboardInterrupt
-        traced.append(prompt)
-        return original(engine, prompt, answer, budget, depth)
-
-    monkeypatch.setattr(Engine, "trace", watched)
-    return traced
-
-
-def same(first, second) -> bool:
-    first, second = read_table(first), read_table(second)
-    return contents(first) == contents(second) and first.facts == second.facts
 
 
 def test_a_table_holds_every_turn_in_the_order_of_the_questions(recorded):
