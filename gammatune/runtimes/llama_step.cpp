@@ -28,6 +28,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#define SHORT_PRODUCTS  // of 16-bit numbers, where no instruction multiplies bytes
+#endif
 #if defined(__AVX2__) || defined(__AVX512BF16__) || defined(__AVX512VNNI__) || defined(TILES)
 #include <immintrin.h>
 #endif
@@ -377,7 +380,7 @@ void to_fixed_point(const T* x, int64_t n, const FixedTokens& to) {
         for (int64_t k = 0; k < to.in; k += LANES, i += LANES) {
             Ints whole = __builtin_convertvector((load(x + i) * inverse + 12582912.0f) - 12582912.0f, Ints);
             Ints low = whole << 24 >> 24, high = (whole - low) >> 8;
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#ifdef SHORT_PRODUCTS
             Shorts shorts = __builtin_convertvector(whole, Shorts);
             std::memcpy(to.whole + i, &shorts, sizeof shorts);
 #else
@@ -399,7 +402,7 @@ void put_rows(const Sums& sums, const float* scales, const FixedToken& token, in
         put(row + r, t, float(sums(r) - 128 * columns) * (scales[row + r] * token.unit));
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#ifdef SHORT_PRODUCTS
 // One panel against N tokens from `first` on, in products of 16-bit numbers, 8 rows at a time
 template <int N, class Put>
 void multiply_bytes(const uint8_t* w, const float* scales, const FixedTokens& x, int64_t row, int64_t first, Put put) {
