@@ -65,10 +65,16 @@ def fork(work: Callable[[], None]) -> int:
     return child
 
 
-def start_command(words: list[str], errors: Path) -> int:
-    """`gammatune WORDS` in a forked process, what it says on stderr in a file; its process id."""
+def start_command(words: list[str], errors: Path, folder: Path, begun: str) -> int:
+    """The process id of `gammatune WORDS` in a forked process that has begun and is held still in the middle of its work;
+    what it says on stderr goes to a file.
+
+    It stops itself at a write below the folder, the first one after which a file of the pattern `begun` holds something:
+    so it cannot end before a signal reaches it, however fast it is and however slow this process.
+    """
     child = os.fork()
     if child == 0:
+        stop_once(folder, begun)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # whatever the shell of the tests ignores
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         with errors.open("w") as sys.stderr, open(os.devnull, "w") as sys.stdout:  # noqa: PTH123
@@ -82,15 +88,21 @@ def start_command(words: list[str], errors: Path) -> int:
             finally:
                 sys.stderr.flush()
                 os._exit(code)
+    _, status = os.waitpid(child, os.WUNTRACED)
+    assert os.WIFSTOPPED(status), "ended before it began"
     return child
 
 
-def stop_once(child: int, begun: Callable[[], bool]) -> None:
-    """Hold a process still in the middle of its work, so that it cannot end by itself before a signal reaches it."""
-    while not begun():
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended before it began"
-        time.sleep(0.002)
-    os.kill(child, signal.SIGSTOP)
+def stop_once(folder: Path, begun: str) -> None:
+    stopped = False
+
+    def stop(event: str, path: str) -> None:
+        nonlocal stopped
+        if not stopped and any(file.stat().st_size for file in folder.glob(begun)):
+            stopped = True
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    on_write(folder, stop)
 
 
 def signal_and_wait(child: int, number: int) -> int:

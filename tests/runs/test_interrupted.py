@@ -23,7 +23,6 @@ from killing import (
     samplers,
     signal_and_wait,
     start_command,
-    stop_once,
     stored,
 )
 
@@ -296,17 +295,15 @@ def words(small, tmp_path):
 
 
 def start_run(words, tmp_path) -> int:
-    """Its process id, once its first answers are on disk; held still."""
-    child = start_command(["run", *words], tmp_path / "errors.txt")
-    stop_once(child, lambda: any(log.stat().st_size for log in tmp_path.glob("results/*/*/turns.jsonl")))
-    return child
+    """See `start_command`; its first answers are on disk."""
+    return start_command(["run", *words], tmp_path / "errors.txt", tmp_path / "results", begun="*/*/turns.jsonl")
 
 
 def start_recording(words, tmp_path) -> int:
+    """See `start_command`; its first question is on disk."""
+    folder = tmp_path / "results"
     words = [word for word in words if not word.startswith(("policy", "results", "acceptance"))]
-    child = start_command(["record", *words, f"--out={tmp_path / 'results'}"], tmp_path / "errors.txt")
-    stop_once(child, lambda: any(tmp_path.glob("results/*/parts/[0-9]*")))
-    return child
+    return start_command(["record", *words, f"--out={folder}"], tmp_path / "errors.txt", folder, begun="*/parts/[0-9]*")
 
 
 @pytest.mark.parametrize(
