@@ -39,6 +39,7 @@ class AdaEDL(Policy):
     colour: ClassVar[str] = "#92cc33"
     watches_draft: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("rate", "threshold_now")
+    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.6), "gamma": (7, 16)}
 
     stop_token: str = "exclude"
     gamma: int = 7

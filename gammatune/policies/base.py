@@ -36,6 +36,8 @@ class Policy:
     oracle: ClassVar[bool] = False
     #: whether gamma is only where the rule starts from
     adapts_gamma: ClassVar[bool] = False
+    #: settings worth trying, by field: what is tuned on one half of the questions and reported on the other. Empty: nothing
+    grid: ClassVar[dict[str, tuple]] = {}
     #: attributes that make up the state
     state_fields: ClassVar[tuple[str, ...]] = ()
 

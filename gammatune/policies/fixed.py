@@ -27,6 +27,7 @@ class Fixed(Policy):
     title: ClassVar[str] = "fixed"
     colour: ClassVar[str] = "#8a8f98"
     marker: ClassVar[str] = "s"
+    grid: ClassVar[dict[str, tuple]] = {"gamma": (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)}
 
     gamma: int = 5
 

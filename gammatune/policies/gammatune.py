@@ -37,6 +37,7 @@ class GammaTune(Policy):
     marker: ClassVar[str] = "o"
     adapts_gamma: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("gamma_now", "mean")
+    grid: ClassVar[dict[str, tuple]] = {"eta": (0.1, 0.3), "delta": (1, 2, 4), "gamma_max": (6, 10, 16)}
 
     gamma: int = 3
     eta: float = 0.3
@@ -97,6 +98,7 @@ class GammaTunePlus(GammaTune):
     colour: ClassVar[str] = "#d55e00"
     marker: ClassVar[str] = "^"
     watches_draft: ClassVar[bool] = True
+    grid: ClassVar[dict[str, tuple]] = {"tau": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "gamma_max": (6, 10, 16)}
 
     tau: float = 0.4
 

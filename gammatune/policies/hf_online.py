@@ -36,6 +36,7 @@ class HFConfidenceOnline(HFConfidence):
     title: ClassVar[str] = "HF online threshold"
     colour: ClassVar[str] = "#7f6413"
     state_fields: ClassVar[tuple[str, ...]] = ("threshold_now",)
+    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.2, 0.4, 0.6)}
 
     def __post_init__(self):
         super().__post_init__()

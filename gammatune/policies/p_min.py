@@ -23,6 +23,7 @@ class PMin(Fixed):
     title: ClassVar[str] = "llama.cpp p-min 0.75"
     colour: ClassVar[str] = "#207f13"
     watches_draft: ClassVar[bool] = True
+    grid: ClassVar[dict[str, tuple]] = {"p_min": (0.0, 0.2, 0.4, 0.5, 0.6, 0.75, 0.9), "gamma": (4, 8, 16)}
 
     stop_token: str = "exclude"
     gamma: int = 16

@@ -35,6 +35,7 @@ class SGLangWalk(Policy):
     colour: ClassVar[str] = "#137f7f"
     adapts_gamma: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("gamma_now", "mean", "rounds_seen")
+    grid: ClassVar[dict[str, tuple]] = {"ema_alpha": (0.1, 0.2, 0.4), "update_interval": (1, 5)}
 
     carry: str = "never"
     gamma: int = 3

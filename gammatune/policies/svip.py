@@ -26,6 +26,7 @@ class SVIP(Fixed):
     title: ClassVar[str] = "SVIP"
     colour: ClassVar[str] = "#6c33cc"
     watches_draft: ClassVar[bool] = True
+    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.1, 0.2, 0.3, 0.45, 0.6)}
 
     gamma: int = 40
     factor: float = 0.15

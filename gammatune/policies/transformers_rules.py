@@ -27,6 +27,7 @@ class HFHeuristic(Policy):
     colour: ClassVar[str] = "#009e73"
     adapts_gamma: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("gamma_now",)
+    grid: ClassVar[dict[str, tuple]] = {"gamma": (1, 2, 3, 5, 8)}
 
     gamma: int = 5
     full: str = "drafted"
@@ -62,6 +63,7 @@ class HFConfidence(Fixed):
     title: ClassVar[str] = "HF confidence"
     colour: ClassVar[str] = "#e69f00"
     watches_draft: ClassVar[bool] = True
+    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "gamma": (8, 20)}
 
     gamma: int = 20
     threshold: float = 0.4

@@ -42,6 +42,7 @@ class UCB(Policy):
     name: ClassVar[str] = "ucb"
     title: ClassVar[str] = "UCB"
     colour: ClassVar[str] = "#132e7f"
+    grid: ClassVar[dict[str, tuple]] = {"radius": ("paper", "none")}
 
     arms: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     reward: str = "throughput"

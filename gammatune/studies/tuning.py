@@ -1,0 +1,42 @@
+"""Every policy at its best: settings chosen on the tuning half of the questions, speed reported on the other half."""
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from gammatune.errors import UserError
+from gammatune.policies import Policy
+from gammatune.policies.base import with_settings
+from gammatune.replay.speeds import Bench, measure_speeds
+
+
+@dataclass
+class Tuned:
+    """A policy as it is and at its best."""
+
+    policy: Policy  # with the settings that are fastest on the tuning half
+    settings: dict  # those of its grid that were chosen; empty where nothing was faster than what it had
+    speeds: np.ndarray  # tokens/s of each question with them [questions], both halves
+    default: np.ndarray  # the same with the settings that it came with
+
+
+def grid_of(policy: Policy) -> list[dict]:
+    """All combinations of the settings that its class names as worth trying; none where it names none."""
+    return [dict(zip(policy.grid, point, strict=True)) for point in product(*policy.grid.values())] if policy.grid else []
+
+
+def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:
+    """Every policy by name. Raises UserError where a table cannot be split."""
+    if not bench.tuning.any():
+        raise UserError("This table has one question per task, so it cannot be split for tuning: record more questions.")
+    points = [(name, point) for name, policy in policies.items() for point in ({}, *grid_of(policy))]
+    tried = [with_settings(policies[name], **point) for name, point in points]
+    measured = measure_speeds(bench, tried)
+    on_tuning = measured[:, bench.tuning].mean(axis=1)
+    tuned = {}
+    for name in policies:
+        rows = [row for row, (owner, _) in enumerate(points) if owner == name]  # the settings that it came with first
+        best = rows[int(on_tuning[rows].argmax())]
+        tuned[name] = Tuned(tried[best], points[best][1], measured[best], measured[rows[0]])
+    return tuned
