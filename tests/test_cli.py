@@ -26,7 +26,8 @@ sys.meta_path.insert(0, Refuse())
 """
 TEXT, PICTURES = ("md", "tex", "csv"), ("png", "svg")
 STUDY_FILES = {f"{n}.{kind}" for n in ("headline", "ranking", "starts", "sensitivity") for kind in TEXT + PICTURES}
-STUDY_FILES |= {f"headline_by_task.{kind}" for kind in TEXT} | {f"prices.{kind}" for kind in PICTURES}
+STUDY_FILES |= {f"{name}.{kind}" for name in ("headline_by_task", "lengths") for kind in TEXT}
+STUDY_FILES |= {f"{name}.{kind}" for name in ("prices", "best_gamma_by_task") for kind in PICTURES}
 BOUNDS_FILES = {f"{n}.{kind}" for n in ("starts", "headline") for kind in TEXT} | {f"bounds.{kind}" for kind in PICTURES}
 
 
@@ -61,7 +62,7 @@ def test_paper_tables_needs_no_torch(run, tmp_path):
     command += ["--reference", made_bounds().parent, "--runs", run.parent, "--acceptance", made_folder().parent]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
-    assert "mine: 17 files" in done.stdout and "made: 25 files" in done.stdout and "log: 8 files, bounds" in done.stdout
+    assert "mine: 17 files" in done.stdout and "made: 30 files" in done.stdout and "log: 8 files, bounds" in done.stdout
 
 
 def test_report_prints_a_table_and_writes_files(run, call, tmp_path):

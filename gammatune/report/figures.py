@@ -53,6 +53,7 @@ def draw_study(study: Study, folder: Path) -> list[Path]:
             "headline": draw_headline(study.headline),
             "ranking": draw_ranking(study.ranking),
             "starts": draw_starts(study.starts),
+            "best_gamma_by_task": draw_lengths(study.lengths),
             "sensitivity": draw_sensitivity(study.sensitivity),
             "prices": draw_prices(study.curve),
         }
@@ -277,6 +278,22 @@ def draw_starts(starts: pd.DataFrame) -> Figure:
         axis.text(max(STARTS) + 0.5, below, policy_name(policy), color=style.colour(policy), va="center", fontsize=8)
     axis.set_xlabel("starting gamma (fixed: the gamma)")
     axis.set_ylabel("speed over the target alone")
+    return figure
+
+
+def draw_lengths(lengths: pd.DataFrame) -> Figure:
+    """Speed by fixed length, a line for each task; the task's best length is marked and named with the task."""
+    figure, axis = new_figure(6.8, 3.6)
+    for place, (task, rows) in enumerate(lengths[lengths["task"] != OVERALL].groupby("task", sort=False)):
+        colour, best = style.LINES[place % len(style.LINES)], rows[rows["best"]].iloc[0]
+        label = f"{task_name(task)}: {best['gamma']}"
+        axis.plot(rows["gamma"], rows["over_autoregressive"], color=colour, linewidth=1.2, label=label)
+        axis.plot(best["gamma"], best["over_autoregressive"], "o", color=colour, markersize=6)
+    axis.axhline(1, color=style.INK, linewidth=0.8)
+    axis.set_xticks(STARTS)
+    axis.set_xlabel("fixed gamma")
+    axis.set_ylabel("speed over the target alone")
+    axis.legend(title="task: best gamma", loc="upper left", bbox_to_anchor=(1.01, 1))
     return figure
 
 

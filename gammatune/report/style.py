@@ -10,6 +10,8 @@ from gammatune.policies import POLICIES
 
 #: For policies that bring no colour of their own; none of these is near a shipped policy's
 OTHERS = ("#cc33cc", "#cc336c", "#33cc6c", "#77d8d8", "#6b4935", "#cc3333", "#91b27c", "#33a5cc")
+#: For lines that are no policies, such as tasks; apart for colour-blind readers too (Okabe and Ito, without yellow)
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 MARKER = "D"
 INK = "#22262b"
 

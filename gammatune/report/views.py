@@ -31,6 +31,7 @@ def study_tables(study: Study) -> dict[str, Table]:
         "headline": Table(headline_view(study.headline), overall),
         "headline_by_task": Table(by_task_view(study.headline), study.headline),
         "ranking": Table(ranking_view(study.ranking), study.ranking),
+        "lengths": Table(lengths_view(study.lengths), study.lengths),
         "starts": Table(starts_view(study.starts), study.starts),
         "sensitivity": Table(sensitivity_view(study.sensitivity), study.sensitivity),
     }
@@ -105,6 +106,17 @@ def ranking_view(ranking: pd.DataFrame) -> pd.DataFrame:
     for column in ("regret", "mean_accepted_tokens", "acceptance_rate", "drafted_per_round", "wasted_forwards"):
         view[plain(column)] = ranking[column].map(number)
     return view
+
+
+def lengths_view(lengths: pd.DataFrame) -> pd.DataFrame:
+    """Tasks as rows: agreement, the fastest length, its speed over the target alone, tokens a round at each length."""
+    best = lengths[lengths["best"]].set_index("task")
+    view = pd.DataFrame({"questions": best["questions"], "agreement": best["agreement"].map("{:.1%}".format)})
+    view["best gamma"] = best["gamma"]
+    view["its speed"] = best["over_autoregressive"].map(number)
+    rounds = lengths.pivot(index="task", columns="gamma", values="mean_accepted_tokens").loc[view.index]
+    view = view.join(rounds.map(number).rename(columns=lambda gamma: f"tokens a round at {gamma}"))
+    return view.rename(index=task_name).rename_axis("task").reset_index()
 
 
 def starts_view(starts: pd.DataFrame) -> pd.DataFrame:

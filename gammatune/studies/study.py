@@ -11,8 +11,8 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
 from gammatune.replay.speeds import Bench, build_bench, measure_speeds
-from gammatune.replay.table import TABLE_FILE, AcceptanceTable, read_table
-from gammatune.studies.headline import STARTS, Speeds, headline_frame, replay_all
+from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, read_table
+from gammatune.studies.headline import OVERALL, STARTS, Speeds, headline_frame, order_tasks, replay_all
 
 ADAPTIVE = ("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk")
 SENSITIVITY = {
@@ -41,6 +41,8 @@ class Study:
     ranking: pd.DataFrame
     #: speed over the target alone by policy and start
     starts: pd.DataFrame
+    #: fixed lengths by task: speed over the target alone, tokens a round, and the task's agreement
+    lengths: pd.DataFrame
     #: speed over the target alone by policy, field and value, the other fields at their defaults
     sensitivity: pd.DataFrame
 
@@ -65,6 +67,7 @@ def read_study(folder: Path) -> Study:
         headline=headline_frame(speeds),
         ranking=rank_policies(bench, policies),
         starts=speeds_by_start(speeds),
+        lengths=compare_lengths(table, bench, speeds),
         sensitivity=vary_settings(bench, speeds),
     )
 
@@ -72,7 +75,12 @@ def read_study(folder: Path) -> Study:
 def describe_table(table: AcceptanceTable) -> dict:
     questions = {(turn.task, turn.question_id) for turn in table.turns}
     counts = {"questions": len(questions), "turns": len(table.turns), "tokens": table.tokens}
-    return table.facts | counts | {"agreement": float(np.mean(np.concatenate([turn.match for turn in table.turns]) == 1))}
+    return table.facts | counts | {"agreement": agreement(table.turns)}
+
+
+def agreement(turns: list[AcceptanceTurn]) -> float:
+    """Share of all positions at which the draft's most likely token is the target's."""
+    return float(np.mean(np.concatenate([turn.match for turn in turns]) == 1))
 
 
 def rank_policies(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
@@ -112,6 +120,30 @@ def speeds_by_start(speeds: Speeds) -> pd.DataFrame:
         for start, row in zip(STARTS, speeds.by_policy[name], strict=True)
     ]
     return pd.DataFrame(rows, columns=["start", "policy", "over_autoregressive"])
+
+
+def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds) -> pd.DataFrame:
+    """Columns task, questions, agreement, gamma, over_autoregressive, mean_accepted_tokens, best (the task's fastest)."""
+    replays = [bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
+    rounds = np.stack([done.sum_by_turn(np.ones(done.rounds)) for done in replays])  # [lengths, turns]
+    rows = []
+    for task in [*order_tasks(speeds.task), OVERALL]:
+        part, turns = speeds.part(task), [task in (turn.task, OVERALL) for turn in table.turns]
+        known = agreement([turn for turn in table.turns if task in (turn.task, OVERALL)])
+        alone, emitted = speeds.by_policy["ar"][0, part].mean(), bench.tokens[part].sum()
+        for index, gamma in enumerate(STARTS):
+            rows.append(
+                {
+                    "task": task,
+                    "questions": int(part.sum()),
+                    "agreement": known,
+                    "gamma": gamma,
+                    "over_autoregressive": speeds.by_policy["fixed"][index, part].mean() / alone,
+                    "mean_accepted_tokens": emitted / rounds[index, turns].sum(),
+                    "best": index == speeds.best_gamma(task),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def vary_settings(bench: Bench, speeds: Speeds) -> pd.DataFrame:

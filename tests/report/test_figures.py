@@ -16,10 +16,10 @@ from gammatune.records import Round
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable
 from gammatune.report import figures, style
-from gammatune.report.names import policy_name
+from gammatune.report.names import policy_name, task_name
 from gammatune.runs.store import read_run
 from gammatune.studies.bounds import read_bounds
-from gammatune.studies.headline import STARTS
+from gammatune.studies.headline import OVERALL, STARTS
 from gammatune.studies.study import ADAPTIVE, SENSITIVITY, read_study
 
 BASIC = {"speedup_by_task", "speedup_by_start", "gamma_over_rounds", "accepted_lengths"}
@@ -50,6 +50,7 @@ def drawn(study, bounded):
             "headline": figures.draw_headline(study.headline),
             "ranking": figures.draw_ranking(study.ranking),
             "starts": figures.draw_starts(study.starts),
+            "lengths": figures.draw_lengths(study.lengths),
             "sensitivity": figures.draw_sensitivity(study.sensitivity),
             "prices": figures.draw_prices(study.curve),
             "bounds": figures.draw_bounded_starts(bounded),
@@ -179,6 +180,14 @@ def test_starts_draws_each_policy_over_all_starts(drawn, study):
     assert {text.get_text() for text in axis.texts} == {policy_name(name) for name in ("fixed", *ADAPTIVE)}
 
 
+def test_lengths_has_a_line_for_each_task_and_names_its_best(drawn, study):
+    axis = drawn["lengths"].axes[0]
+    tasks = [task for task in study.lengths["task"].unique() if task != OVERALL]
+    for task, curve in zip(tasks, [line for line in axis.lines if len(line.get_xdata()) == len(STARTS)], strict=True):
+        rows = study.lengths[study.lengths["task"] == task].set_index("gamma")["over_autoregressive"]
+        assert np.allclose(curve.get_ydata(), rows) and curve.get_label() == f"{task_name(task)}: {rows.idxmax()}"
+
+
 def test_sensitivity_has_a_panel_per_setting_and_marks_the_default(drawn):
     axes = drawn["sensitivity"].axes
     assert [axis.get_title() for axis in axes] == list(SENSITIVITY)
@@ -206,7 +215,7 @@ def test_bounds_are_bands_around_the_estimate(drawn, bounded):
 def test_figures_without_intervals_are_drawn_too(tmp_path):
     few = read_study(store_study(tmp_path / "few", draw_study_table(questions=1)))
     written = figures.draw_study(few, tmp_path / "figures")
-    assert len(written) == 10 and all(file.stat().st_size > 5000 for file in written)
+    assert len(written) == 12 and all(file.stat().st_size > 5000 for file in written)
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,24 @@ def test_starts_by_hand(study, table, tmp_path):
         assert stored[name, 12] == pytest.approx(mean_speed(table, POLICIES[name](gamma=12)) / alone)
 
 
+@pytest.mark.parametrize("task", ["qa", OVERALL])
+def test_lengths_by_hand(study, table, tmp_path, task):
+    stored = read_csv(study, "lengths", tmp_path).query("task == @task").set_index("gamma")
+    part = None if task == OVERALL else task
+    turns = [turn for turn in table.turns if task in (turn.task, OVERALL)]
+    alone = mean_speed(table, POLICIES["ar"](), part)
+    for gamma in (1, 5, 24):
+        assert stored.loc[gamma, "over_autoregressive"] == pytest.approx(
+            mean_speed(table, POLICIES["fixed"](gamma=gamma), part) / alone
+        )
+    of_turn = replay(prepare(table), POLICIES["fixed"](gamma=5), keep_rounds=True).logs
+    rounds = sum(len(log) for log, turn in zip(of_turn, table.turns, strict=True) if task in (turn.task, OVERALL))
+    assert stored.loc[5, "mean_accepted_tokens"] == pytest.approx(sum(turn.tokens for turn in turns) / rounds)
+    matches = np.concatenate([turn.match for turn in turns])
+    assert np.allclose(stored["agreement"], (matches == 1).mean()) and stored["questions"].nunique() == 1
+    assert stored.index[stored["best"]].tolist() == [stored["over_autoregressive"].idxmax()]
+
+
 def test_sensitivity_at_the_default_is_the_rankings_speed(study):
     ranking = study.ranking.set_index("policy")["over_autoregressive"]
     defaults = study.sensitivity[study.sensitivity["default"]]
