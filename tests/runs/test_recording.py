@@ -40,7 +40,8 @@ def test_the_second_turn_follows_the_first_answer(recorded):
 
 def test_only_the_table_and_its_papers_are_left(recorded):
     folder = recorded.parent
-    assert sorted(file.name for file in folder.iterdir()) == ["acceptance.parquet", "config.json", "lock", "provenance.json"]
+    papers = ["acceptance.parquet", "config.json", "lock", "pieces.json", "provenance.json"]
+    assert sorted(file.name for file in folder.iterdir()) == papers
     config, facts = read_json(folder / "config.json", "remake it"), read_table(recorded).facts
     assert config == {"schema": 2, **facts}
     sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
