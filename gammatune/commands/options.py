@@ -81,9 +81,8 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="an acceptance table, or the folder that holds one")
 
 
-def add_prices(parser: argparse.ArgumentParser) -> None:
+def add_prices(parser: argparse.ArgumentParser, beside: str = f"default: {PRICES_FILE} beside the table") -> None:
     prices = parser.add_mutually_exclusive_group()
-    beside = f"default: {PRICES_FILE} beside the table"
     prices.add_argument("--prices", type=Path, metavar="FILE", help=f"measured by the command prices ({beside})")
     prices.add_argument("--cost-ratio", type=ratio, metavar="C", help="T_target / T_draft, the same for every block length")
 

@@ -80,6 +80,11 @@ class Prompt:
     answers: list[Answer]
 
     @property
+    def names_rejected(self) -> bool:
+        """Whether it is known of any token what the drafter had proposed instead."""
+        return any(token.instead for answer in self.answers for group in answer.groups for token in group.tokens)
+
+    @property
     def title(self) -> str:
         return f"{task_name(self.task)}, question {self.question}" + (f", turn {self.turn + 1}" if self.turn else "")
 
@@ -94,7 +99,7 @@ class Beside:
         self.starts = self.turn.starts()
 
     def find(self, start: int, depth: int) -> tuple[float | None, int | None]:
-        """Probability of the drafter's token at this depth of the block from `start`, and its id; None where not recorded."""
+        """Of the drafter's token at this depth of the block from `start`: probability and id, None where not recorded."""
         starts = self.starts
         if start >= len(starts.matches) or depth > starts.matches[start] or depth >= starts.known[start]:
             return None, None
@@ -242,9 +247,7 @@ def table_prompts(table: AcceptanceTable, texts: Texts, budget: int) -> tuple[li
     turns = {(turn.task, turn.question_id, turn.turn): turn for turn in table.turns}
     sizes = {key: min(turn.tokens, LONGEST) for key, turn in turns.items()}
     chosen = pick_evenly(sizes, budget)
-    return [
-        Prompt(*key, reader.question(*key[1:]), [show_table_turn(reader, turns[key])]) for key in chosen
-    ], len(sizes)
+    return [Prompt(*key, reader.question(*key[1:]), [show_table_turn(reader, turns[key])]) for key in chosen], len(sizes)
 
 
 def show_table_turn(reader: Reader, turn: AcceptanceTurn) -> Answer:
@@ -262,7 +265,9 @@ def show_table_turn(reader: Reader, turn: AcceptanceTurn) -> Answer:
     for group in groups:
         matches = sum(token.kind == "match" for token in group.tokens)
         ending = group.tokens[-1]
-        group.note = f"{count(matches, 'match', 'matches')} in a row" + ("" if ending.kind == "match" else f", then {ending.note}")
+        group.note = f"{count(matches, 'match', 'matches')} in a row" + (
+            "" if ending.kind == "match" else f", then {ending.note}"
+        )
     share = sum(value == MATCH for value in match)
     return Answer("", "", f"{share} of {count(turn.tokens, 'token')} match", groups, turn.tokens - shown)
 
