@@ -7,7 +7,7 @@ from pathlib import Path
 from gammatune.commands.options import add_prices, find_prices
 from gammatune.errors import UserError, printable
 from gammatune.report import figures, notes, views
-from gammatune.report.page import PAGE, write_run_page, write_table_page
+from gammatune.report.page import PAGE, TABLE_PAGE, write_run_page, write_table_page
 from gammatune.report.tables import write_tables
 from gammatune.runs.store import MAKE_A_RUN, StoredRun, find_runs, read_run
 from gammatune.studies.bounds import FILES, read_bounds
@@ -37,7 +37,8 @@ def add_command(commands) -> None:
 def report_run(options: argparse.Namespace) -> int:
     curve = find_prices(options, options.run) if options.prices or options.cost_ratio else None
     if (table := find_lone_table(options.run)) is not None:
-        print(printable(f"Page: {write_table_page(table, (options.out or table.with_name('report')) / PAGE, curve)}"))
+        page = write_table_page(table, (options.out or table.with_name("report")) / TABLE_PAGE, curve)
+        print(printable(f"Page: {page}"))
         return 0
     run, out = read_run(options.run), options.out or options.run / "report"
     written = write_run(run, out / "tables", out / "figures")

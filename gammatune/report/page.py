@@ -29,7 +29,7 @@ from gammatune.studies.headline import OVERALL
 from gammatune.studies.replay_check import replay_sentence
 from gammatune.studies.study import describe_table
 
-PAGE = "report.html"
+PAGE, TABLE_PAGE = "report.html", "table.html"
 LARGEST = 1_900_000  # bytes
 TOKENS = 10_000  # of answers on a page, about
 FEW_TOKENS = 2_000  # beside an advice
