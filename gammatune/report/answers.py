@@ -265,9 +265,8 @@ def show_table_turn(reader: Reader, turn: AcceptanceTurn) -> Answer:
     for group in groups:
         matches = sum(token.kind == "match" for token in group.tokens)
         ending = group.tokens[-1]
-        group.note = f"{count(matches, 'match', 'matches')} in a row" + (
-            "" if ending.kind == "match" else f", then {ending.note}"
-        )
+        end = "" if ending.kind == "match" else f", then {ending.note}"
+        group.note = f"{count(matches, 'match', 'matches')} in a row{end}"
     share = sum(value == MATCH for value in match)
     return Answer("", "", f"{share} of {count(turn.tokens, 'token')} match", groups, turn.tokens - shown)
 

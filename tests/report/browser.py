@@ -61,6 +61,7 @@ class Browser:
         self.call("Emulation.setScriptExecutionDisabled", value=not scripts)
         phone = width < 600
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
         self.troubles = []
         self.call("Page.navigate", url=file.resolve().as_uri())
         while (found := self.message()).get("method") != "Page.loadEventFired":
