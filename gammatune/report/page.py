@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from gammatune.errors import printable
 from gammatune.files import write_text
+from gammatune.policies.session import PolicyError
 from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
 from gammatune.replay.table import TABLE_FILE, AcceptanceTable, read_table
 from gammatune.report import notes, style
@@ -48,15 +49,19 @@ def write_run_page(run: StoredRun, out: Path, curve: PriceList | None = None) ->
     """curve: for the ranking; without it the run's prices.json, else what its own rounds took. Raises UserError."""
     table = read_table(run.path / TABLE_FILE) if (run.path / TABLE_FILE).exists() else None
     texts, replay = find_texts(run.path / PIECES_FILE), replay_sentence(run)
-    limits = explain_limits(run, results_table(run))
+    remarks = [*notes.list_notes(run, replay), explain_limits(run, results_table(run)), notes.SPEED_NOTE]
+    try:
+        ranking = rank_run(run, table, curve)
+    except PolicyError as error:  # of somebody's own policy, which another run may have used
+        ranking, remarks = None, [*remarks, f"No ranking by replay: {error}"]
     content = {
         "title": run.facts["pair"],
         "name": run.name,
         "facts": run_facts(run),
         "arms": arm_rows(run),
-        "notes": [*notes.list_notes(run, replay), *([limits] if limits else []), notes.SPEED_NOTE],
+        "notes": [sentence for sentence in remarks if sentence],
         "by_task": task_matrix(run),
-        "ranking": rank_run(run, table, curve),
+        "ranking": ranking,
         "kinds": {kind: KINDS[kind] for kind in RUN_KINDS},
         "named": bool(texts.pieces),
     }
@@ -205,7 +210,10 @@ def task_matrix(run: StoredRun) -> dict | None:
 
 
 def rank_run(run: StoredRun, table: AcceptanceTable | None, curve: PriceList | None) -> Ranking | None:
-    """None where nothing can be replayed or priced, or the weights are random and no speed means anything."""
+    """None where nothing can be replayed or priced, or the weights are random and no speed means anything.
+
+    Raises PolicyError.
+    """
     if table is None or not table.complete or run.facts.get("random_weights"):
         return None
     prices, own = "given", run.path / PRICES_FILE

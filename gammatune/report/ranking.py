@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from gammatune.policies import POLICIES
 from gammatune.replay.prices import Drafting, Price, PriceList
@@ -120,5 +121,6 @@ def watches(policy: str) -> bool:
     return bool(option and option.rule.watches_draft)
 
 
-def step_price(rounds) -> Drafting:
-    return Drafting(Price(float((rounds["draft_ms"] / rounds["forwards"]).median()) if len(rounds) else 0.0))
+def step_price(rounds: pd.DataFrame) -> Drafting:
+    """Of one draft step; free for a drafter that is no model."""
+    return Drafting(Price(max(0.0, float((rounds["draft_ms"] / rounds["forwards"]).median())) if len(rounds) else 0.0))
