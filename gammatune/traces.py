@@ -85,6 +85,11 @@ class TextTrace:
         """Positions of which nobody knows whether the drafter's token was right."""
         return int((self.match == UNKNOWN).sum())
 
+    @property
+    def head_ids(self) -> np.ndarray:
+        """ids of the tokens proposed before anything wrong was: [n]."""
+        return self.ids[: len(self)]
+
     def name_ids(self, answer: np.ndarray) -> np.ndarray:
         """ids; where they were not recorded, those of the answer [n] that are right, and UNTOLD. none where it has none."""
         if self.ids is not None or not len(answer):
@@ -147,6 +152,11 @@ class StartTrace:
     @property
     def unknown(self) -> int:
         return 0
+
+    @property
+    def head_ids(self) -> np.ndarray:
+        """ids, which end soon after the first wrong token."""
+        return self.ids
 
     @property
     def match(self) -> np.ndarray:

@@ -57,6 +57,7 @@ def test_a_run_from_an_empty_folder(call, tmp_path):
     out = call(sys.executable, "-m", "gammatune", "run", *words, "policy=[fixed,svip_paper]")
     assert '"status": "ok"' in out.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert len(list(tmp_path.glob("results/runs/*/report/report.html"))) == 1  # whose templates are data of the package
 
 
 def test_a_sweep_of_runs_by_the_console_command(call, installed):

@@ -10,9 +10,10 @@ from typing import NoReturn
 
 from gammatune.compose import compose_config
 from gammatune.errors import UserError, clip
-from gammatune.policies import POLICIES, Policy
+from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, from_ratio, read_prices
 from gammatune.replay.table import AcceptanceTable
+from gammatune.studies.headline import find_replayable
 from gammatune.studies.study import PRICES_FILE, TABLE_FILE
 
 #: the settings that each command reads; a word that sets another one would change nothing, and is refused
@@ -80,9 +81,8 @@ def add_table(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="an acceptance table, or the folder that holds one")
 
 
-def add_prices(parser: argparse.ArgumentParser) -> None:
+def add_prices(parser: argparse.ArgumentParser, beside: str = f"default: {PRICES_FILE} beside the table") -> None:
     prices = parser.add_mutually_exclusive_group()
-    beside = f"default: {PRICES_FILE} beside the table"
     prices.add_argument("--prices", type=Path, metavar="FILE", help=f"measured by the command prices ({beside})")
     prices.add_argument("--cost-ratio", type=ratio, metavar="C", help="T_target / T_draft, the same for every block length")
 
@@ -112,7 +112,4 @@ def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Po
     """What the settings name; without a policy=, everything that the table can replay. Raises UserError."""
     if any(word.startswith("policy=") for word in settings):
         return compose_config(settings).policy
-    named_text = all(len(turn.output_ids) for turn in table.turns)
-    made = {name: option() for name, option in POLICIES.items()}
-    able = [name for name, p in made.items() if (table.watched or not p.watches_draft) and (named_text or not p.reads_text)]
-    return compose_config([f"policy=[{','.join(able)}]", *settings]).policy
+    return compose_config([f"policy=[{','.join(find_replayable(table))}]", *settings]).policy

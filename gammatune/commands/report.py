@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from gammatune.commands.options import add_prices, find_prices
 from gammatune.errors import UserError, printable
 from gammatune.report import figures, notes, views
+from gammatune.report.page import PAGE, TABLE_PAGE, write_run_page, write_table_page
 from gammatune.report.tables import write_tables
 from gammatune.runs.store import MAKE_A_RUN, StoredRun, find_runs, read_run
 from gammatune.studies.bounds import FILES, read_bounds
@@ -14,9 +16,11 @@ from gammatune.studies.study import PRICES_FILE, TABLE_FILE, read_study
 
 
 def add_command(commands) -> None:
-    parser = commands.add_parser("report", help="print the table of one run, write its tables and figures")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="a folder under results/runs or results/reference")
-    parser.add_argument("--out", type=Path, help="where tables/ and figures/ go (default: RUN_DIR/report)")
+    parser = commands.add_parser("report", help="print the table of one run, write its tables, figures and page")
+    stored = "a folder under results/runs or results/reference, or an acceptance table, of which a page is written"
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help=stored)
+    parser.add_argument("--out", type=Path, help=f"where tables/, figures/ and {PAGE} go (default: RUN_DIR/report)")
+    add_prices(parser, "for the page's ranking; default: prices.json there, else the times of the run's own rounds")
     parser.set_defaults(command=report_run)
     parser = commands.add_parser("paper-tables", help="rebuild results/tables and results/figures from all that is stored")
     own_tables = f"your own acceptance tables with a {PRICES_FILE} beside"
@@ -31,11 +35,28 @@ def add_command(commands) -> None:
 
 
 def report_run(options: argparse.Namespace) -> int:
+    curve = find_prices(options, options.run) if options.prices or options.cost_ratio else None
+    if (table := find_lone_table(options.run)) is not None:
+        page = write_table_page(table, (options.out or table.with_name("report")) / TABLE_PAGE, curve)
+        print(printable(f"Page: {page}"))
+        return 0
     run, out = read_run(options.run), options.out or options.run / "report"
     written = write_run(run, out / "tables", out / "figures")
+    page = write_run_page(run, out / PAGE, curve)
     print(notes.summary_table(run, replay_sentence(run)))
     print(f"\n{len(written)} files written to {printable(str(out))}")
+    print(printable(f"Page: {page}"))
     return 0
+
+
+def find_lone_table(path: Path) -> Path | None:
+    """The table that a path names by itself or by its folder; None for a run, which may have one too."""
+    try:
+        if path.is_file():
+            return path
+        return path / TABLE_FILE if (path / TABLE_FILE).exists() and not (path / "run.json").exists() else None
+    except OSError:  # a name that is too long: reading it says so
+        return None
 
 
 def write_run(run: StoredRun, tables: Path, pictures: Path) -> list[Path]:

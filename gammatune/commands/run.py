@@ -152,6 +152,7 @@ def report(path: Path) -> None:
     from gammatune.commands.report import write_run
     from gammatune.report import notes
     from gammatune.report.limits import explain_limits
+    from gammatune.report.page import PAGE, write_run_page
     from gammatune.report.results import results_table
     from gammatune.runs.store import read_run
     from gammatune.studies.replay_check import replay_sentence
@@ -163,13 +164,22 @@ def report(path: Path) -> None:
         raise
     # First the files: whoever reads our output may leave
     written = write_run(run, path / "report" / "tables", path / "report" / "figures")
+    page = failure = None
+    try:
+        page = write_run_page(run, path / "report" / PAGE)
+    except Exception as error:  # raised below: a page that cannot be made must not cost the run's numbers
+        failure = error
     print(notes.summary_table(run, replay_sentence(run)))
     if limits := explain_limits(run, results_table(run)):
         print(f"\n{limits}")
     print("\n".join(["", *(str(file) for file in written if file.suffix in (".md", ".png"))]))
+    if page is not None:
+        print(f"\nA page to look at: {page}")
     print(f"\nNext, an answer coloured by accepted, corrected and bonus tokens: gammatune show {path}\n")
     failed = [describe_failure(*arm) for arm in run.left_out]
     print_last_line(path, "failed" if failed else "ok", notes.arm_summaries(run) + failed)
+    if failure is not None:
+        raise failure
     if run.left_out:
         raise UserError(
             f"{run.left_out_sentence()}: done.json in their folders under {path} says why, and the same "

@@ -5,6 +5,7 @@ results/acceptance/<pair>-<tasks>-<hash>/
     provenance.json     where and with what, written before the first forward
     parts/              one small table per question, so that a killed recording goes on; removed at the end
     acceptance.parquet  all of them
+    pieces.json         texts of ids and questions (gammatune.runs.texts)
 """
 
 import shutil

@@ -18,13 +18,15 @@ from gammatune.policies import Policy
 from gammatune.policies.session import PolicyError, PolicySession
 from gammatune.records import TurnLog
 from gammatune.replay.prices import PRICES_FILE, PriceList, hand_prices, prices_to_json, read_prices
+from gammatune.replay.table import TABLE_FILE, read_table
 from gammatune.runs.acceptance import Recording, record_logged
 from gammatune.runs.measure_prices import Plan, PriceRun, write_prices
 from gammatune.runs.monitor import watch_machine
 from gammatune.runs.provenance import describe_environment, gpu_uuid, measure_peaks
 from gammatune.runs.session import DEPTH, Session, naming, open_session
-from gammatune.runs.store import NOT_OURS, REWRITTEN, Cell, Kept, RunFolder, open_run, read_provenance
-from gammatune.runs.verdicts import group_questions, judge_cell, write_pieces
+from gammatune.runs.store import NOT_OURS, Cell, Kept, RunFolder, open_run, read_log, read_provenance
+from gammatune.runs.texts import has_texts, name_ids, write_texts
+from gammatune.runs.verdicts import group_questions, judge_cell
 from gammatune.runtimes.finite import NonFiniteError
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
@@ -106,8 +108,9 @@ class Runner:
                 with watch_machine(self.folder.path / "machine.jsonl", gpu=gpu_uuid(self.session.pair.device)):
                     self.warm_up(progress)
                     self.answer_all(progress)
-            self.finish(progress)
+            settled = self.finish(progress)
             self.leave_table()
+            self.leave_texts(anew=not settled)
 
     def open_cell(self, cell: Cell, here: dict) -> Progress:
         """Continue where the cell stopped; provenance is on disk before the first forward."""
@@ -245,23 +248,22 @@ class Runner:
             turns[-1].policy_after = session.state()
         return turns
 
-    def finish(self, progress: list[Progress]) -> None:
-        """Texts of all ids, then each arm's last word, judged against the reference; nothing where all that is there.
+    def finish(self, progress: list[Progress]) -> bool:
+        """Each arm's last word, judged against the reference; whether all of them were there already.
 
         An error is judged again although nothing was added: a kill may have come between the last word of a reference that
         has come right and that of an arm which it had failed.
         """
         settled = all(done and done.get("status") != "error" for done in (arm.cell.read_done() for arm in progress))
-        if not settled or read_derived(self.folder.pieces_file, partial(read_json, remedy=REWRITTEN)) is None:
-            write_pieces(self.folder, self.session.pair.tokenizer)
         if settled:
-            return
+            return True
         reference = list(group_questions(self.folder.reference))
         for arm in progress:
             summary = judge_cell(self.session, reference, arm.cell, self.config.decode.greedy)
             if arm.failure or progress[0].failure:
                 summary |= {"status": "error", "error": arm.failure or f"no baseline: ar failed. {progress[0].failure}"}
             arm.cell.finish(summary | measure_peaks(self.session.pair.device))
+        return False
 
     def leave_table(self) -> None:
         """The acceptance table of this run's own answers: replay checks the run, and any other policy can be replayed."""
@@ -276,6 +278,16 @@ class Runner:
             record_logged(self.session, recording, answers)
         except NonFiniteError as error:  # of the draft: the target's own answers are there, and are reported
             print(f"gammatune: no acceptance table is left. {error}", file=sys.stderr)
+
+    def leave_texts(self, anew: bool) -> None:
+        """anew: though they are there, since answers were added."""
+        if not anew and has_texts(self.folder.pieces_file):
+            return
+        cells, table = self.folder.cells, self.folder.path / TABLE_FILE
+        ids = {token for cell in cells for logged in read_log(cell.turns_file) for token in logged.turn.output_ids}
+        if table.exists():
+            ids |= name_ids(read_table(table))
+        write_texts(self.folder.pieces_file, self.session.pair.tokenizer, ids, self.questions)
 
 
 def longest_block(progress: Progress) -> int:

@@ -2,7 +2,7 @@
 
     results/runs/<pair>-<tasks>-<run hash>/
         run.json                 what was run: pair, tasks, decode, runtime, arms
-        pieces.json              token id -> text, for every id that was emitted
+        pieces.json              token id -> text, and the questions' beginnings (gammatune.runs.texts)
         machine.jsonl            clocks and load, sampled while answers were made
         acceptance.parquet       what the drafter would propose at each position of the answers (greedy runs)
         <label>-<cell hash>/
@@ -36,6 +36,7 @@ from gammatune.runs.monitor import read_samples
 from gammatune.tasks.questions import Question
 
 BASELINE = "ar"
+PIECES_FILE = "pieces.json"
 MAKE_A_RUN = "make a run with `python run.py`"
 REWRITTEN = "run the same command again, which writes it anew from what is stored"
 GOES_ON = "run the same command again, which goes on from the lines before it"
@@ -178,7 +179,7 @@ class RunFolder:
 
     @property
     def pieces_file(self) -> Path:
-        return self.path / "pieces.json"
+        return self.path / PIECES_FILE
 
 
 def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFolder:
@@ -193,6 +194,14 @@ def open_run(results: Path, name: str, shared: dict, arms: list[Arm]) -> RunFold
         for arm, content in zip(arms, contents, strict=True)
     ]
     return RunFolder(path, cells)
+
+
+@dataclass
+class Texts:
+    """What ids and questions stand for."""
+
+    pieces: dict[int, str] = field(default_factory=dict)  # of token ids
+    questions: dict[int, list[str]] = field(default_factory=dict)  # beginnings of a question's turns; none in older files
 
 
 @dataclass
@@ -255,12 +264,12 @@ class StoredRun:
     @cached_property
     def pieces(self) -> dict[int, str]:
         """Text of each output token id. Raises UserError where pieces.json is missing or damaged."""
-        file = self.path / "pieces.json"
-        stored = read_json(file, REWRITTEN, bare=True)
-        pieces = stored["pieces"] if "pieces" in stored else {key: text for key, text in stored.items() if key != "schema"}
-        if not isinstance(pieces, dict) or not pieces or not all(map(is_piece, pieces.items())):
-            raise UserError(f"{file} is damaged (something else than texts of token ids): {REWRITTEN}.")
-        return {int(token): text for token, text in pieces.items()}
+        return self.texts.pieces
+
+    @cached_property
+    def texts(self) -> Texts:
+        """Raises UserError as `pieces`."""
+        return read_texts(self.path / PIECES_FILE)
 
     @cached_property
     def machine(self) -> pd.DataFrame:
@@ -346,6 +355,25 @@ def is_plain_name(name) -> bool:
 def is_piece(item: tuple) -> bool:
     token, text = item
     return token.isascii() and token.isdigit() and len(token) <= 10 and isinstance(text, str)
+
+
+def is_question(item: tuple) -> bool:
+    key, turns = item
+    number = key.removeprefix("-")
+    named = number.isascii() and number.isdigit() and len(number) <= 20
+    return named and isinstance(turns, list) and all(isinstance(text, str) for text in turns)
+
+
+def read_texts(file: Path) -> Texts:
+    """Of a run or of a recorded table. Raises UserError where the file is missing or damaged."""
+    stored = read_json(file, REWRITTEN, bare=True)
+    pieces = stored["pieces"] if "pieces" in stored else {key: text for key, text in stored.items() if key != "schema"}
+    if not isinstance(pieces, dict) or not pieces or not all(map(is_piece, pieces.items())):
+        raise UserError(f"{file} is damaged (something else than texts of token ids): {REWRITTEN}.")
+    questions = stored.get("questions", {}) if "pieces" in stored else {}
+    if not isinstance(questions, dict) or not all(map(is_question, questions.items())):
+        raise UserError(f"{file} is damaged (something else than texts of questions): {REWRITTEN}.")
+    return Texts(*({int(key): text for key, text in texts.items()} for texts in (pieces, questions)))
 
 
 def escape_texts(content: dict) -> dict:

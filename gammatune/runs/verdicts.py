@@ -4,10 +4,9 @@ from itertools import zip_longest
 
 from gammatune.decoding.exactness import compare_answers
 from gammatune.errors import UserError
-from gammatune.files import write_json
 from gammatune.records import TurnLog
 from gammatune.runs.session import Session
-from gammatune.runs.store import Cell, RunFolder, read_log
+from gammatune.runs.store import Cell, read_log
 from gammatune.tasks.prompts import answer_text
 from gammatune.tasks.questions import Question
 
@@ -80,15 +79,3 @@ def judge_question(session: Session, question: Question, logs: tuple[list, list]
                 summary |= {"status": "wrong_output", "exact": False}
             return
         answers.append(answer_text(session.pair.tokenizer, wanted.output_ids))
-
-
-def write_pieces(folder: RunFolder, tokenizer) -> None:
-    """The text of every emitted id, so that answers can be shown without a tokenizer.
-
-    Decoded after an anchor, because some tokenizers drop the space before a first word.
-    """
-    ids = {token for cell in folder.cells for logged in read_log(cell.turns_file) for token in logged.turn.output_ids}
-    anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
-    prefix = tokenizer.decode(anchor)
-    pieces = {str(token): tokenizer.decode([*anchor, token]).removeprefix(prefix) for token in sorted(ids)}
-    write_json(folder.pieces_file, {"pieces": pieces})

@@ -15,6 +15,7 @@ from gammatune.config import TASKS
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.speeds import Bench, measure_speeds
+from gammatune.replay.table import AcceptanceTable
 from gammatune.studies.bootstrap import SEED, percentile_interval, relative_spread, resampled_means
 
 OVERALL = "overall"  # the part that holds all questions, beside the tasks
@@ -126,6 +127,13 @@ class Speeds:
         rows, rng = np.stack(list(self.rows.values())), np.random.default_rng(SEED)
         strata = {task: rows[:, which & (self.task == task)] for task in np.unique(self.task)}
         return {task: each.shape[1] * resampled_means(each, rng) for task, each in strata.items()}
+
+
+def find_replayable(table: AcceptanceTable) -> dict[str, Policy]:
+    """Every known policy with its own settings that this table has the signals and ids for."""
+    named_text = all(len(turn.output_ids) for turn in table.turns)
+    made = {name: option() for name, option in POLICIES.items()}
+    return {n: p for n, p in made.items() if (table.watched or not p.watches_draft) and (named_text or not p.reads_text)}
 
 
 def start_variants(name: str, policy: Policy) -> list[Policy]:

@@ -13,10 +13,13 @@ from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
+from gammatune.replay.table import read_table
 from gammatune.runs.acceptance import Recording
 from gammatune.runs.earlier import Earlier
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
+from gammatune.runs.store import PIECES_FILE
+from gammatune.runs.texts import has_texts, name_ids, write_texts
 from gammatune.tasks.questions import Question
 
 CONFIRMED = 24  # known tokens that the target checks in one forward, at most
@@ -51,8 +54,15 @@ class Recorder:
             if not self.recording.finished():
                 self.stamp()
                 self.recording.complete(self.session, self.answer, self.held)
+            self.leave_texts()
         self.seconds = time.perf_counter() - started
         return self.recording.table
+
+    def leave_texts(self) -> None:
+        file = self.recording.folder / PIECES_FILE
+        if not has_texts(file):
+            ids, questions = name_ids(read_table(self.recording.table)), self.session.questions.questions
+            write_texts(file, self.session.pair.tokenizer, ids, questions)
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""

@@ -201,6 +201,9 @@ PIECES = {
     "pieces that are a list": change(pieces=[]),
     "pieces that are numbers": change(pieces={"1": 1}),
     "pieces of odd ids": change(pieces={"one": "a"}),
+    "questions that are a list": change(questions=[]),
+    "questions of odd ids": change(questions={"one": ["a"]}),
+    "questions of numbers": change(questions={"1": [1]}),
 }
 ORIGINS = {"without a device": drop("device"), "of another time": change(time="now"), "of text": change(sessions="two")}
 

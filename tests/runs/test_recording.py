@@ -14,7 +14,7 @@ from gammatune.errors import UserError
 from gammatune.files import hold_folder, read_json
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import read_table
-from gammatune.runs.store import read_run
+from gammatune.runs.store import read_run, read_texts
 from gammatune.studies.replay_check import check_replay, replay_sentence
 
 
@@ -40,7 +40,8 @@ def test_the_second_turn_follows_the_first_answer(recorded):
 
 def test_only_the_table_and_its_papers_are_left(recorded):
     folder = recorded.parent
-    assert sorted(file.name for file in folder.iterdir()) == ["acceptance.parquet", "config.json", "lock", "provenance.json"]
+    papers = ["acceptance.parquet", "config.json", "lock", "pieces.json", "provenance.json"]
+    assert sorted(file.name for file in folder.iterdir()) == papers
     config, facts = read_json(folder / "config.json", "remake it"), read_table(recorded).facts
     assert config == {"schema": 2, **facts}
     sessions = json.loads((folder / "provenance.json").read_text())["sessions"]
@@ -252,3 +253,16 @@ def test_a_run_with_a_lookup_leaves_its_table_and_is_checked(make_runner, make_r
     assert table.facts["drafter"] == {"name": "lookup", "longest": 3, "shortest": 1} and not table.watched
     again = make_recorder(tmp_path / "again", "decode.max_new_tokens=40", drafter=Lookup()).run()
     assert same(again, runner.folder.path / "acceptance.parquet")
+
+
+def test_texts_are_left_of_all_that_a_reader_meets_and_made_again(recorded, make_recorder, monkeypatch):
+    file = recorded.with_name("pieces.json")
+    texts, table = read_texts(file), read_table(recorded)
+    met = {int(token) for turn in table.turns for token in (*turn.output_ids, *turn.trace.head_ids)}
+    assert texts.pieces.keys() == met
+    assert texts.questions == {9: ["Why does ice float?"], 2: ["2 + 2 ="], 5: ["A poem.", "Shorter."]}
+    before = file.read_bytes()
+    file.unlink()
+    traced = count_traces(monkeypatch)
+    make_recorder(recorded.parents[1]).run()
+    assert file.read_bytes() == before and not traced
