@@ -26,7 +26,9 @@ sys.meta_path.insert(0, Refuse())
 """
 TEXT, PICTURES = ("md", "tex", "csv"), ("png", "svg")
 STUDY_FILES = {f"{n}.{kind}" for n in ("headline", "ranking", "starts", "sensitivity") for kind in TEXT + PICTURES}
-STUDY_FILES |= {f"headline_by_task.{kind}" for kind in TEXT} | {f"prices.{kind}" for kind in PICTURES}
+STUDY_FILES |= {f"{n}.{kind}" for n in ("headline_by_task", "tuned") for kind in TEXT} | {
+    f"prices.{kind}" for kind in PICTURES
+}
 BOUNDS_FILES = {f"{n}.{kind}" for n in ("starts", "headline") for kind in TEXT} | {f"bounds.{kind}" for kind in PICTURES}
 
 

@@ -13,7 +13,10 @@ from gammatune.records import Round
 LONGEST, NATS = 24, 4.0
 ROUNDS_PER_TURN, ROUNDS_OF_SLOW_RULES = 30, {"vllm_estimator": 250, "ik_autotune": 250}
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
-TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2), ((LONGEST,), 0.8), ((0,), 0.2))
+TEXTS = (
+    *(((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8)),
+    *(((0, 2, 5, LONGEST), 0.2), ((LONGEST,), 0.8), ((0,), 0.2)),
+)
 SETTINGS = [(name, f.name) for name in RULES for f in fields(POLICIES[name].rule)]
 
 

@@ -101,4 +101,3 @@ class HFConfidenceOnline(HFConfidence):
         """Continue with a logged threshold; the samples it came from are gone, and the next answer starts afresh anyway."""
         self.reset()
         Policy.restore(self, state)
-

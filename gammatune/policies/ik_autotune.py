@@ -1,21 +1,23 @@
 """ik_llama.cpp's --spec-autotune: two bandits that choose the length and the threshold of each block by themselves.
 
-Source: ikawrakow/ik_llama.cpp, common/spec-tuner.cpp and common/spec-tuner.h, commit 1b870604; the reward in
-common/speculative.cpp; defaults in common/common.h, commit 007d6400. Before each block, for each of
+Source: ikawrakow/ik_llama.cpp, common/spec-tuner.cpp and common/spec-tuner.h, commit 1b870604; where a block ends in
+common/speculative.cpp, commit 0192b22b; the reward in a later copy of that file, whose commit is not known; defaults in
+common/common.h, commit 007d6400. Before each block, for each of
 
     n_max   1, 2, ..., 16, or up to the user's own where that is larger
     p_min   0, 0.095, ..., 0.95 and the user's own
 
-separately: with chance epsilon any of its values, else the one with the best mean reward so far, the smallest before anything is
-known. The block ends after a token whose top-1 probability is under p_min. The reward is the round's tokens/s, and goes to
-both values. Rewards are also followed by a running mean of weight 0.05. After 30 rounds in a row that are more than 30 % under it,
-all is forgotten but the user's values, which are then taken for the best, and for 50 rounds nothing is counted as low.
+separately: with chance epsilon any of its values, else the one with the best mean reward so far, the smallest before
+anything is known. The block ends after a token whose top-1 probability is under p_min. The reward is the round's
+tokens/s, and goes to both values. Rewards are also followed by a running mean of weight 0.05. After 30 rounds in a row
+that are more than 30 % under it, all is forgotten but the user's values, which are then taken for the best, and for 50
+rounds nothing is counted as low.
 
 Ours: a policy has no clock, so tokens/s is (accepted + 1) / the price of the round. The generator is a multiplicative one
 with a state of one number (the C++ library's minstd_rand) instead of mt19937 from a random seed, so that runs repeat and
-restored ones go on. A third bandit, over the fewest tokens (0 to 6) of a block that is worth verifying, is left out: ik_llama.cpp
-throws shorter blocks away after drafting them, and policies here have no such call. ik_llama.cpp compares p_min with a
-probability among the ten best tokens, which is higher.
+restored ones go on. A third bandit, over the fewest tokens (0 to 6) of a block that is worth verifying, is left out:
+ik_llama.cpp throws shorter blocks away after drafting them, and policies here have no such call. ik_llama.cpp compares
+p_min with a probability among the ten best tokens, which is higher.
 """
 
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
 """One token more after N successes in a row, one less after N failures in a row: a rule proposed for llama.cpp in 2026.
 
-Source: PR ggml-org/llama.cpp#25726 (July 2026, open), its description; the code of its first version is not stored anywhere
-that was found. A success is a block of which all but at most B tokens are accepted. The length stays within
---spec-draft-n-min and --spec-draft-n-max. The author reports N = 11 and B = 0, sometimes 1. A later branch of the same author
-(Us5rName/llama.cpp, common/speculative-adaptive-length.h, commit 2e840daa) starts at the least length, forgets its counts
-when the length changes, and adds a rolling window and a waiting time, which are left out.
+Source: PR ggml-org/llama.cpp#25726 (July 2026, open), its description; the code of its first version is not stored
+anywhere that was found. A success is a block of which all but at most B tokens are accepted. The length stays within
+--spec-draft-n-min and --spec-draft-n-max. The author reports N = 11 and B = 0, sometimes 1. A later branch of the same
+author (Us5rName/llama.cpp, common/speculative-adaptive-length.h, commit 2e840daa) starts at the least length, forgets its
+counts when the length changes, and adds a rolling window and a waiting time, which are left out.
 
-Ours: that start and that forgetting; bounds of 1 and 16, where llama.cpp's own are 0 and 3, because at 0 nothing is verified
-and nothing can be learned, and 3 leaves little to adapt; that a round that drafts nothing counts as neither.
+Ours: that start and that forgetting; bounds of 1 and 16, where llama.cpp's own are 0 and 3, because at 0 nothing is
+verified and nothing can be learned, and 3 leaves little to adapt; that a round that drafts nothing counts as neither.
 """
 
 from dataclasses import dataclass

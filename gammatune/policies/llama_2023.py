@@ -1,17 +1,17 @@
 """llama.cpp's first rule for draft lengths: eight more after a full block was accepted, one less after a rejection.
 
-Source: examples/speculative/speculative.cpp of the autumn of 2023, after PR ggml-org/llama.cpp#3006, read as a stored copy of
-that file (no commit is known of it). With n planned, k drafted, A accepted tokens:
+Source: examples/speculative/speculative.cpp of the autumn of 2023, after PR ggml-org/llama.cpp#3006, read as a stored
+copy of that file (no commit is known of it). With n planned, k drafted, A accepted tokens:
 
     A = k = n   n <- min(30, n + 8)
     A = k < n   n stays
     A < k       n <- max(2, n - 1)
 
-A block is shorter than planned because the same program stops drafting before a token whose probability is under twice that
-of the second choice. The first n is 16, the default of --draft then.
+A block is shorter than planned because the same program stops drafting before a token whose probability is under twice
+that of the second choice. The first n is 16, the default of --draft then.
 
-Ours: the probability of the second choice is top-1 minus the recorded margin, so both are rounded to four decimals; each answer
-starts afresh, as that program made one answer only.
+Ours: the probability of the second choice is top-1 minus the recorded margin, so both are rounded to four decimals; each
+answer starts afresh, as that program made one answer only.
 """
 
 from dataclasses import dataclass

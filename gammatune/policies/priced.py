@@ -1,4 +1,4 @@
-"""What policies share that weigh a draft token against its price: the run's prices, or those that a cost ratio stands for."""
+"""What policies share that weigh a draft token against its price: the run's, or one that a cost ratio stands for."""
 
 from dataclasses import dataclass
 from typing import ClassVar

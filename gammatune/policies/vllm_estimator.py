@@ -1,21 +1,22 @@
 """vLLM's online estimate of acceptance, as a rule that ends a block.
 
-Source: vllm-project/vllm, vllm/v1/worker/gpu/spec_decode/acceptance_estimator.py, commit 165b3663, for what is learned, and
-adaptive_verification.py beside it, commit 057929c3, for what it is used for. The chance that the token at place k of a block is
-accepted, if all before it are, is
+Source: vllm-project/vllm, vllm/v1/worker/gpu/spec_decode/acceptance_estimator.py, commit 165b3663, for what is learned,
+and adaptive_verification.py beside it, commit 057929c3, for what it is used for. The chance that the token at place k of
+a block is accepted, if all before it are, is
 
     p_k = sigmoid(w_k m + b_k),   m: how far the draft's first choice is above the second, in logits, at most 40
 
-from w = 0, b = 1.5. Each drafted token up to the first rejected one is a sample of its place. Every 100 rounds each place with
-50 samples or more takes one Newton step (ridge 0.001) on the samples since the last, unless its slope would become negative;
-then all samples are forgotten. Before the third such step whole blocks are verified. vLLM drafts whole blocks all the
-time, and verifies the part of each whose expected tokens per time are most: (1 + p_1 + p_1 p_2 + ...) / time.
+from w = 0, b = 1.5. Each drafted token up to the first rejected one is a sample of its place. Every 100 rounds each place
+with 50 samples or more takes one Newton step (ridge 0.001) on the samples since the last, unless its slope would become
+negative; then all samples are forgotten. Before the third such step whole blocks are verified. vLLM drafts whole blocks
+all the time, and verifies the part of each whose expected tokens per time are most: (1 + p_1 + p_1 p_2 + ...) / time.
 
 Ours: vLLM stops verifying, this rule stops drafting, after the token behind which the next one no longer raises the
-expected tokens per price. The next token's m is not known before it is drafted; that of the token before stands for it. So the
-first token is always drafted. vLLM takes the time from a profile, here it is the run's prices. m is made of the recorded
-probabilities, log(first / second), which are rounded to four decimals: it ends at about 10. vLLM's first version (PR #52228)
-took the logit of the largest probability: feature "top1". Its coefficients are 32-bit numbers and shared by a whole batch.
+expected tokens per price. The next token's m is not known before it is drafted; that of the token before stands for it.
+So the first token is always drafted. vLLM takes the time from a profile, here it is the run's prices. m is made of the
+recorded probabilities, log(first / second), which are rounded to four decimals: it ends at about 10. vLLM's first version
+(PR #52228) took the logit of the largest probability: feature "top1". Its coefficients are 32-bit numbers and shared by a
+whole batch.
 """
 
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ class VLLMEstimator(Priced):
 
     def plan(self) -> int:
         self.block = []  # of each drafted token: m, and the chance that was estimated of it
-        self.survival = self.expected = 1.0  # that all drafted tokens are accepted; tokens of the round if drafting ends here
+        self.survival = self.expected = (
+            1.0  # that all drafted tokens are accepted; tokens of the round if drafting ends here
+        )
         return self.gamma
 
     def read(self, signal: Signals) -> float:

@@ -13,6 +13,7 @@ from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
 from gammatune.replay.speeds import Bench, build_bench, measure_speeds
 from gammatune.replay.table import TABLE_FILE, AcceptanceTable, read_table
 from gammatune.studies.headline import STARTS, Speeds, headline_frame, replay_all
+from gammatune.studies.tuning import rank_tuned, tune_all
 
 ADAPTIVE = ("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk")
 SENSITIVITY = {
@@ -39,6 +40,9 @@ class Study:
     headline: pd.DataFrame
     #: per policy with its own defaults and per fixed gamma, fastest first: ratios, regret, what was drafted
     ranking: pd.DataFrame
+    #: the same policies at their best: settings chosen on one half of the questions, speeds of the other half; None for a
+    #: table that cannot be split
+    tuned: pd.DataFrame | None
     #: speed over the target alone by policy and start
     starts: pd.DataFrame
     #: speed over the target alone by policy, field and value, the other fields at their defaults
@@ -64,6 +68,7 @@ def read_study(folder: Path) -> Study:
         speeds=speeds,
         headline=headline_frame(speeds),
         ranking=rank_policies(bench, policies),
+        tuned=rank_at_best(bench, policies) if bench.tuning.any() else None,
         starts=speeds_by_start(speeds),
         sensitivity=vary_settings(bench, speeds),
     )
@@ -101,6 +106,11 @@ def rank_row(bench: Bench, speeds: Speeds, name: str, policy: Policy) -> dict:
         "rounds": done.rounds,
         "rounds_beyond_table": done.beyond,
     }
+
+
+def rank_at_best(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
+    """Every policy but tuned_fixed, which `fixed` becomes."""
+    return rank_tuned(bench, tune_all(bench, {name: policy for name, policy in policies.items() if name != "tuned_fixed"}))
 
 
 def speeds_by_start(speeds: Speeds) -> pd.DataFrame:
