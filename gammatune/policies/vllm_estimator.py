@@ -53,7 +53,7 @@ class VLLMEstimator(Priced):
     title: ClassVar[str] = "vLLM estimator"
     colour: ClassVar[str] = "#13372b"
     watches_draft: ClassVar[bool] = True
-    grid: ClassVar[dict[str, tuple]] = {"gamma": (3, 5, 8, 16), "feature": FEATURES, "warmup_refits": (1, 3)}
+    grid: ClassVar[dict[str, tuple]] = {"gamma": (3, 5, 8, 16), "feature": FEATURES}
 
     carry: str = "never"
     gamma: int = 8
