@@ -39,6 +39,14 @@ OTHER_SETTINGS = {
     "risk": (0.001,),
     "signals": (False,),
     "memory": (False,),
+    "feature": ("top1",),
+    "refit_interval": (40,),
+    "warmup_refits": (1,),
+    "min_observations": (400,),
+    "seed": (5,),
+    "ratio": (1.2,),
+    "times": (3,),
+    "bias": (1,),
 }
 ONLY_ONE = {("hf_confidence_online", "carry")}
 

@@ -26,7 +26,7 @@ sys.meta_path.insert(0, Refuse())
 """
 TEXT, PICTURES = ("md", "tex", "csv"), ("png", "svg")
 STUDY_FILES = {f"{n}.{kind}" for n in ("headline", "ranking", "starts", "sensitivity") for kind in TEXT + PICTURES}
-STUDY_FILES |= {f"{name}.{kind}" for name in ("headline_by_task", "lengths") for kind in TEXT}
+STUDY_FILES |= {f"{name}.{kind}" for name in ("headline_by_task", "lengths", "tuned") for kind in TEXT}
 STUDY_FILES |= {f"{name}.{kind}" for name in ("prices", "best_gamma_by_task") for kind in PICTURES}
 BOUNDS_FILES = {f"{n}.{kind}" for n in ("starts", "headline") for kind in TEXT} | {f"bounds.{kind}" for kind in PICTURES}
 

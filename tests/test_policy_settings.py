@@ -10,9 +10,13 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Signals
 from gammatune.records import Round
 
-LONGEST, ROUNDS_PER_TURN, NATS = 24, 30, 4.0
+LONGEST, NATS = 24, 4.0
+ROUNDS_PER_TURN, ROUNDS_OF_SLOW_RULES = 30, {"vllm_estimator": 250, "ik_autotune": 250}
 # One text per turn: how many of the draft's next tokens the target would accept, and how unsure the draft can be
-TEXTS = (((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8), ((0, 2, 5, LONGEST), 0.2))
+TEXTS = (
+    *(((0, 0, 1), 0.2), ((LONGEST,), 0.8), ((LONGEST, LONGEST, 8), 0.8)),
+    *(((0, 2, 5, LONGEST), 0.2), ((LONGEST,), 0.8), ((0,), 0.2)),
+)
 SETTINGS = [(name, f.name) for name in RULES for f in fields(POLICIES[name].rule)]
 
 
@@ -22,7 +26,7 @@ def simulate(policy) -> list[tuple]:
     for turn, (matches, lowest) in enumerate(TEXTS):
         if policy.carry == "turn" or (policy.carry == "question" and turn % 2 == 0):
             policy.reset()
-        for _ in range(ROUNDS_PER_TURN):
+        for _ in range(ROUNDS_OF_SLOW_RULES.get(policy.name, ROUNDS_PER_TURN)):
             matching, budget = chance.choice(matches), chance.choice((2, 99, 99, 99))
             top = [chance.uniform(lowest, 1.0) for _ in range(LONGEST)]
             finished = run_round(policy, matching, budget, top)
@@ -39,7 +43,7 @@ def run_round(policy, matching, budget, top) -> Round:
         stop = "budget"
     for index in range(drafted if policy.watches_draft or policy.watches_tokens else 0):
         entropy = NATS * (1 - top[index])
-        if not policy.keep_drafting(Signals(index, top[index], entropy, 0.1, top[index])):
+        if not policy.keep_drafting(Signals(index, top[index], entropy, top[index] ** 2, top[index])):
             drafted, stop = index + (policy.stop_token == "include"), "policy"
             break
     accepted = min(matching, drafted)

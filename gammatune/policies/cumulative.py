@@ -28,7 +28,7 @@ class Cumulative(Fixed):
     title: ClassVar[str] = "cumulative 0.7"
     colour: ClassVar[str] = "#7f1371"
     watches_draft: ClassVar[bool] = True
-    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7), "gamma_min": (1, 2)}
+    grid: ClassVar[dict[str, tuple]] = {"threshold": (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.95), "gamma_min": (1, 2)}
 
     gamma: int = 20
     gamma_min: int = 2

@@ -10,10 +10,9 @@ accepted. With six or more samples, of both kinds,
 FPR: share of the rejected tokens with p >= threshold; TPR: the same share of the accepted tokens.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import ClassVar
-
-import numpy as np
 
 from gammatune.policies.base import Policy, Signals, require
 from gammatune.policies.transformers_rules import HFConfidence
@@ -49,6 +48,8 @@ class HFConfidenceOnline(HFConfidence):
         self.threshold_now = self.threshold
         self.probabilities: list[float] = []
         self.matches: list[int] = []
+        self.levels: list[float] = []  # the same samples by probability, from high to low: each once, with its sign turned
+        self.counts: list[tuple[int, int]] = []  # how many of each were rejected and accepted
         self.block: list[float] = []
 
     def keep_drafting(self, signal: Signals) -> bool:
@@ -62,34 +63,41 @@ class HFConfidenceOnline(HFConfidence):
             return
         accepted = finished.emitted - 1  # transformers counts an accepted end of sequence as the target's own token
         judged = min(accepted + 1, finished.drafted)
-        self.probabilities += self.block[:judged]
-        self.matches += [1] * accepted + [0] * (judged - accepted)
+        for index, probability in enumerate(self.block[:judged]):
+            self.add_sample(probability, index < accepted)
         if len(self.matches) >= FEWEST_SAMPLES and 0 < sum(self.matches) < len(self.matches):
             self.threshold_now = self.choose_threshold()
 
+    def add_sample(self, probability: float, match: bool) -> None:
+        self.probabilities.append(probability)
+        self.matches.append(int(match))
+        place = bisect_left(self.levels, -probability)
+        if place == len(self.levels) or self.levels[place] != -probability:
+            self.levels.insert(place, -probability)
+            self.counts.insert(place, (0, 0))
+        false, true = self.counts[place]
+        self.counts[place] = (false, true + 1) if match else (false + 1, true)
+
     def choose_threshold(self) -> float:
-        thresholds, false_positives, true_positives = trace_roc(np.array(self.probabilities), np.array(self.matches))
-        false_rate, true_rate = false_positives / false_positives[-1], true_positives / true_positives[-1]
-        return float(thresholds[(false_rate + WEIGHT_OF_MISSED * (1 - true_rate)).argmin()])
+        """The least cost over the corners of the ROC curve, from the highest threshold to the lowest.
+
+        Points on a straight line between others are left out, as scikit-learn's roc_curve does, which transformers calls:
+        where costs are equal along a line, their last digits must not decide.
+        """
+        accepted = sum(self.matches)
+        rejected, last = len(self.matches) - accepted, len(self.levels) - 1
+        least, chosen, false, true = float("inf"), 0, 0, 0
+        for place, step in enumerate(self.counts):
+            false += step[0]
+            true += step[1]
+            if 0 < place < last and step == self.counts[place + 1]:
+                continue
+            cost = false / rejected + WEIGHT_OF_MISSED * (1 - true / accepted)
+            if cost < least:
+                least, chosen = cost, place
+        return -self.levels[chosen]
 
     def restore(self, state: dict) -> None:
         """Continue with a logged threshold; the samples it came from are gone, and the next answer starts afresh anyway."""
         self.reset()
         Policy.restore(self, state)
-
-
-def trace_roc(probabilities: np.ndarray, matches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Thresholds from high to low, and how many mismatches and matches [points] reach each: the corners of the ROC curve.
-
-    The points of scikit-learn's roc_curve, which transformers calls, at a tenth of its price: replay asks in every round. As
-    there, the first point accepts nothing, and points on a straight line between others are left out.
-    """
-    order = np.argsort(probabilities, kind="stable")[::-1]
-    probabilities, matches = probabilities[order], matches[order]
-    last = np.append(np.flatnonzero(np.diff(probabilities)), len(probabilities) - 1)
-    true = np.cumsum(matches)[last]
-    false = 1 + last - true
-    if len(last) > 2:
-        corner = np.concatenate([[True], (np.diff(false, 2) != 0) | (np.diff(true, 2) != 0), [True]])
-        last, true, false = last[corner], true[corner], false[corner]
-    return np.append(np.inf, probabilities[last]), np.append(0, false), np.append(0, true)

@@ -25,8 +25,8 @@ from itertools import pairwise
 from math import exp, log
 from typing import ClassVar
 
-from gammatune.errors import UserError
-from gammatune.policies.base import Policy, Signals, require
+from gammatune.policies.base import Signals, require
+from gammatune.policies.priced import Priced
 from gammatune.records import Round, RoundPrices
 
 LEAST_TOP1, MOST_TOP1 = 0.005, 0.995  # beyond, a probability says little more
@@ -39,21 +39,14 @@ MEMORY_STEP = 0.5
 MOST_TOKENS = 128
 
 
-def assume_prices(cost_ratio: float, gamma: int) -> RoundPrices:
-    """In draft steps: verification costs the same for every block."""
-    bases = tuple(cost_ratio + drafted for drafted in range(gamma + 1))
-    return RoundPrices(bases, (0.0,) * len(bases))
-
-
 def logit(p: float) -> float:
     return log(p / (1.0 - p))
 
 
 @dataclass
-class OptimalStopping(Policy):
+class OptimalStopping(Priced):
     """gamma: most tokens in a block. signals: whether the draft's top-1 is read; without, only which tokens it drafts.
-    memory: whether to learn what happened in each context of the answer. cost_ratio: T_target / T_draft, assumed where no
-    prices are given.
+    memory: whether to learn what happened in each context of the answer.
 
     carry: the intercepts and the rate go on to the next answer as the means of its priors; the memory is each answer's own.
     """
@@ -64,7 +57,6 @@ class OptimalStopping(Policy):
     marker: ClassVar[str] = "*"
     watches_draft: ClassVar[bool] = True
     reads_text: ClassVar[bool] = True
-    needs_prices: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = (
         *("b_p", "precision_p", "b_a", "precision_a", "pace", "tokens", "spent", "skipped"),
     )
@@ -72,26 +64,23 @@ class OptimalStopping(Policy):
     gamma: int = 16
     signals: bool = True
     memory: bool = True
-    cost_ratio: float = 10.0
 
     def __post_init__(self):
         require(self, "gamma", 0 <= self.gamma <= MOST_TOKENS, f"between 0 and {MOST_TOKENS}")
-        require(self, "cost_ratio", self.cost_ratio > 0.0, "above 0")
         self.watches_draft, self.watches_tokens = self.signals, not self.signals
         self.reads_text = self.memory
-        self.take_prices(assume_prices(self.cost_ratio, self.gamma))
         super().__post_init__()
+
+    @property
+    def longest(self) -> int:
+        return self.gamma
 
     def take_prices(self, prices: RoundPrices) -> None:
         """Raises UserError for prices of shorter blocks than gamma allows."""
-        longest = len(prices.bases) - 1
-        if longest < self.gamma:
-            raise UserError(f"{type(self).__name__}.gamma={self.gamma} is above {longest}, the longest block with a price.")
-        self.prices = prices
+        super().take_prices(prices)
         self.extra_bases, self.extra_slopes = (
             [more - less for less, more in pairwise(line)] for line in (prices.bases, prices.slopes)
         )
-        self.reset()
 
     def reset(self) -> None:
         self.b_p, self.b_a = 0.0, logit(FIRST_ACCEPTANCE)
@@ -108,9 +97,6 @@ class OptimalStopping(Policy):
         self.after_two: dict[tuple[int, ...], float] = {}  # last ids -> between -1 (rejected) and 1 (accepted)
         self.after_four: dict[tuple[int, ...], float] = {}
         self.samples: list[tuple[float, float]] = []
-
-    def price(self, drafted: int, context: int) -> float:
-        return self.prices.bases[drafted] + self.prices.slopes[drafted] * context
 
     def rate(self) -> float:
         """Tokens per unit of price."""

@@ -31,6 +31,12 @@ MODELLED_NOTE = (
     "within their task."
 )
 
+TUNED_NOTE = (
+    "Tuned settings are chosen on every second question of each task, from those that each rule names as worth trying; the "
+    "speeds beside them, with and without tuning, are those of the other questions."
+)
+NOT_TUNED_NOTE = "No settings are tuned: with one question per task there is no other half to report."
+
 
 def summary_table(run: StoredRun, replay: str = "") -> str:
     """The compact table for the end of a run, with what was left out and what to distrust under it.
@@ -123,7 +129,8 @@ def describe_study(study: Study) -> str:
     pair, questions, tokens = one_line(study.facts.get("pair", "unknown")), study.facts["questions"], study.facts["tokens"]
     what = f"{pair}, {questions} questions, {tokens:,} tokens"
     ratio = f"T_target / T_draft = {study.curve.ratio(512):.1f} at context 512"
-    notes = [MODELLED_NOTE, overlong_sentence(study.facts, study.facts["questions"])]
+    notes = [MODELLED_NOTE, NOT_TUNED_NOTE if study.tuned is None else TUNED_NOTE]
+    notes.append(overlong_sentence(study.facts, study.facts["questions"]))
     return " ".join([f"Pair {what}; prices of {device}, {ratio}.", *filter(None, notes)])
 
 
@@ -133,7 +140,8 @@ def describe_bounds(source: dict) -> str:
         f"Source: {source['source']} ({source['model_id']}), {source['turns']} turns, {source['tokens']:,} tokens, drafted "
         f"by {source['schedule']}. Each cell: the {source['unknown']:.1%} unknown positions as mismatches / as matches at "
         f"the estimated rate {source['rate']:.2f} / all as matches. A ratio of two policies may fall as matches grow. "
-        f"Verification is taken as flat.{describe_log_prices(source)}"
+        "Verification is taken as flat. No settings are tuned: these numbers are stored, not the log."
+        f"{describe_log_prices(source)}"
     )
 
 

@@ -27,11 +27,13 @@ def run_tables(run: StoredRun) -> dict[str, Table]:
 
 def study_tables(study: Study) -> dict[str, Table]:
     overall = study.headline[study.headline["task"] == OVERALL]
+    tuned = {} if study.tuned is None else {"tuned": Table(tuned_view(study.tuned), study.tuned)}
     return {
         "headline": Table(headline_view(study.headline), overall),
         "headline_by_task": Table(by_task_view(study.headline), study.headline),
         "ranking": Table(ranking_view(study.ranking), study.ranking),
         "lengths": Table(lengths_view(study.lengths), study.lengths),
+        **tuned,
         "starts": Table(starts_view(study.starts), study.starts),
         "sensitivity": Table(sensitivity_view(study.sensitivity), study.sensitivity),
     }
@@ -101,8 +103,7 @@ def fastest_first(headline: pd.DataFrame) -> list[str]:
 def ranking_view(ranking: pd.DataFrame) -> pd.DataFrame:
     view = pd.DataFrame({"policy": ranking["policy"].map(policy_name)})
     for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed"):
-        triple = ranking[[metric, f"{metric}_low", f"{metric}_high"]].set_axis(["value", "low", "high"], axis=1)
-        view[plain(metric)] = cells(triple)
+        view[plain(metric)] = metric_cells(ranking, metric)
     for column in ("regret", "mean_accepted_tokens", "acceptance_rate", "drafted_per_round", "wasted_forwards"):
         view[plain(column)] = ranking[column].map(number)
     return view
@@ -117,6 +118,14 @@ def lengths_view(lengths: pd.DataFrame) -> pd.DataFrame:
     rounds = lengths.pivot(index="task", columns="gamma", values="mean_accepted_tokens").loc[view.index]
     view = view.join(rounds.map(number).rename(columns=lambda gamma: f"tokens a round at {gamma}"))
     return view.rename(index=task_name).rename_axis("task").reset_index()
+
+
+def tuned_view(tuned: pd.DataFrame) -> pd.DataFrame:
+    view = pd.DataFrame({"policy": tuned["policy"].map(policy_name)})
+    view["settings chosen"] = tuned["settings"].where(tuned["settings"] != "", "as shipped").where(tuned["tunable"], "-")
+    for metric in ("default_over_autoregressive", "tuned_over_autoregressive", "tuned_over_tuned_fixed"):
+        view[plain(metric)] = metric_cells(tuned, metric)
+    return view
 
 
 def starts_view(starts: pd.DataFrame) -> pd.DataFrame:
@@ -149,6 +158,11 @@ def cells(frame: pd.DataFrame) -> list[str]:
     """value [low, high], or the value alone where there is no interval."""
     columns = (frame[name] for name in ("value", "low", "high"))
     return [f"{number(v)} {interval(low, high)}".removesuffix(" -") for v, low, high in zip(*columns, strict=True)]
+
+
+def metric_cells(frame: pd.DataFrame, metric: str) -> list[str]:
+    """The same of a metric whose interval stands in METRIC_low and METRIC_high."""
+    return cells(frame[[metric, f"{metric}_low", f"{metric}_high"]].set_axis(["value", "low", "high"], axis=1))
 
 
 def plain(name) -> str:

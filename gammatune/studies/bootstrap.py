@@ -42,6 +42,16 @@ def resampled_means(stratum: np.ndarray, rng: np.random.Generator) -> np.ndarray
     return drawn.bootstrap_distribution
 
 
+def resample_within(rows: np.ndarray, task: np.ndarray) -> dict[str, np.ndarray]:
+    """Task -> sums of all rows [rows, questions] over resampled questions [rows, RESAMPLES].
+
+    One draw serves every row, so that two rows of a ratio meet the same questions.
+    """
+    rng = np.random.default_rng(SEED)
+    strata = {name: rows[:, task == name] for name in np.unique(task)}
+    return {name: each.shape[1] * resampled_means(each, rng) for name, each in strata.items()}
+
+
 def relative_spread(values) -> float:
     """(largest - smallest) / mean."""
     return float(np.ptp(values) / np.mean(values))

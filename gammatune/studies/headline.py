@@ -16,7 +16,7 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.speeds import Bench, measure_speeds
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.bootstrap import SEED, percentile_interval, relative_spread, resampled_means
+from gammatune.studies.bootstrap import percentile_interval, relative_spread, resample_within
 
 OVERALL = "overall"  # the part that holds all questions, beside the tasks
 STARTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 20, 24)
@@ -123,10 +123,8 @@ class Speeds:
         return self.resample(~self.tuning)
 
     def resample(self, which: np.ndarray) -> dict[str, np.ndarray]:
-        """Task -> sums over resampled questions of all rows [rows, resamples]; the same draw for every row."""
-        rows, rng = np.stack(list(self.rows.values())), np.random.default_rng(SEED)
-        strata = {task: rows[:, which & (self.task == task)] for task in np.unique(self.task)}
-        return {task: each.shape[1] * resampled_means(each, rng) for task, each in strata.items()}
+        """Task -> sums over resampled questions of all rows [rows, resamples]."""
+        return resample_within(np.stack(list(self.rows.values()))[:, which], self.task[which])
 
 
 def find_replayable(table: AcceptanceTable) -> dict[str, Policy]:

@@ -10,9 +10,11 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
+from gammatune.replay.simulate import Replay
 from gammatune.replay.speeds import Bench, build_bench, measure_speeds
 from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, read_table
 from gammatune.studies.headline import OVERALL, STARTS, Speeds, headline_frame, order_tasks, replay_all
+from gammatune.studies.tuning import rank_tuned, tune_all
 
 ADAPTIVE = ("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk")
 SENSITIVITY = {
@@ -39,6 +41,9 @@ class Study:
     headline: pd.DataFrame
     #: per policy with its own defaults and per fixed gamma, fastest first: ratios, regret, what was drafted
     ranking: pd.DataFrame
+    #: the same policies at their best: settings chosen on one half of the questions, speeds of the other half; None for a
+    #: table that cannot be split
+    tuned: pd.DataFrame | None
     #: speed over the target alone by policy and start
     starts: pd.DataFrame
     #: fixed lengths by task: speed over the target alone, tokens a round, and the task's agreement
@@ -65,7 +70,8 @@ def read_study(folder: Path) -> Study:
         curve=curve,
         speeds=speeds,
         headline=headline_frame(speeds),
-        ranking=rank_policies(bench, policies),
+        ranking=rank_policies(bench, policies, speeds.by_policy["fixed"]),
+        tuned=rank_at_best(bench, policies) if bench.tuning.any() else None,
         starts=speeds_by_start(speeds),
         lengths=compare_lengths(table, bench, speeds),
         sensitivity=vary_settings(bench, speeds),
@@ -83,18 +89,23 @@ def agreement(turns: list[AcceptanceTurn]) -> float:
     return float(np.mean(np.concatenate([turn.match for turn in turns]) == 1))
 
 
-def rank_policies(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
-    """Per policy with its own defaults, fastest first: ratios with intervals, regret to the oracle, what it drafted."""
-    speeds = replay_all(bench, policies, all_starts=False)
-    rows = [rank_row(bench, speeds, name, policy) for name, policy in policies.items() if name != "fixed"]
-    rows += [rank_row(bench, speeds, f"fixed {gamma}", POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
-    return pd.DataFrame(rows).sort_values("over_autoregressive", ascending=False, ignore_index=True)
+def rank_policies(bench: Bench, policies: dict[str, Policy], fixed: np.ndarray) -> pd.DataFrame:
+    """Per policy with its own defaults, fastest first: ratios with intervals, regret to the oracle, what it drafted.
+
+    fixed: speeds of the fixed gammas [starts, questions].
+    """
+    done = {name: bench.replay(policy) for name, policy in policies.items() if name not in ("fixed", "tuned_fixed")}
+    by_policy = {name: bench.speeds_of(each, policies[name].watches_draft)[None] for name, each in done.items()}
+    speeds = Speeds(by_policy | {"fixed": fixed}, bench.task, bench.tuning)
+    tuned = speeds.tuned_gamma()
+    speeds.by_policy["tuned_fixed"] = fixed[[tuned]]
+    done |= {f"fixed {gamma}": bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS}
+    done["tuned_fixed"] = done[f"fixed {STARTS[tuned]}"]
+    rows = [rank_row(bench, speeds, name, each) for name, each in done.items()]
+    return pd.DataFrame(rows).sort_values("over_autoregressive", ascending=False, kind="stable", ignore_index=True)
 
 
-def rank_row(bench: Bench, speeds: Speeds, name: str, policy: Policy) -> dict:
-    if name == "tuned_fixed":
-        policy = POLICIES["fixed"](gamma=STARTS[speeds.tuned_gamma()])
-    done = bench.replay(policy)
+def rank_row(bench: Bench, speeds: Speeds, name: str, done: Replay) -> dict:
     drafted, emitted = int(done.drafted.sum()), int(bench.tokens.sum())
     row = {"policy": name}
     for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed", "over_oracle"):
@@ -109,6 +120,11 @@ def rank_row(bench: Bench, speeds: Speeds, name: str, policy: Policy) -> dict:
         "rounds": done.rounds,
         "rounds_beyond_table": done.beyond,
     }
+
+
+def rank_at_best(bench: Bench, policies: dict[str, Policy]) -> pd.DataFrame:
+    """Every policy but tuned_fixed, which `fixed` becomes."""
+    return rank_tuned(bench, tune_all(bench, {name: policy for name, policy in policies.items() if name != "tuned_fixed"}))
 
 
 def speeds_by_start(speeds: Speeds) -> pd.DataFrame:

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+import pandas as pd
 
 from gammatune.errors import UserError
 from gammatune.policies import Policy
-from gammatune.policies.base import with_settings
+from gammatune.policies.base import settings_of, with_settings
 from gammatune.replay.speeds import Bench, measure_speeds
+from gammatune.studies.bootstrap import percentile_interval, resample_within
 
 
 @dataclass
@@ -27,12 +29,17 @@ def grid_of(policy: Policy) -> list[dict]:
 
 
 def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:
-    """Every policy by name. Raises UserError where a table cannot be split."""
+    """Every policy by name; what two names share, such as a rule and its presets, is replayed once. Raises UserError where a
+    table cannot be split.
+    """
     if not bench.tuning.any():
         raise UserError("This table has one question per task, so it cannot be split for tuning: record more questions.")
     points = [(name, point) for name, policy in policies.items() for point in ({}, *grid_of(policy))]
     tried = [with_settings(policies[name], **point) for name, point in points]
-    measured = measure_speeds(bench, tried)
+    keys = [(type(policy), repr(settings_of(policy))) for policy in tried]
+    once = dict(zip(keys, tried, strict=True))
+    found = dict(zip(once, measure_speeds(bench, list(once.values())), strict=True))
+    measured = np.stack([found[key] for key in keys])
     on_tuning = measured[:, bench.tuning].mean(axis=1)
     tuned = {}
     for name in policies:
@@ -40,3 +47,38 @@ def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:
         best = rows[int(on_tuning[rows].argmax())]
         tuned[name] = Tuned(tried[best], points[best][1], measured[best], measured[rows[0]])
     return tuned
+
+
+def rank_tuned(bench: Bench, tuned: dict[str, Tuned]) -> pd.DataFrame:
+    """One row per policy, fastest with tuned settings first, all on the half that had no say in them.
+
+    Columns: policy, settings ("eta=0.2, delta=1", empty where nothing was faster than what it came with), tunable, and with
+    _low and _high of a paired 95 % interval default_over_autoregressive, tuned_over_autoregressive, tuned_over_tuned_fixed.
+    tuned: what `tune_all` found, ar and fixed among it.
+    """
+    rest = ~bench.tuning
+    rows = {
+        (name, kind): speeds for name, t in tuned.items() for kind, speeds in (("default", t.default), ("tuned", t.speeds))
+    }
+    stacked = np.stack(list(rows.values()))[:, rest]
+    strata = resample_within(stacked, bench.task[rest])
+    drawn = dict(zip(rows, sum(strata.values()), strict=True))
+    lonely = np.unique(bench.task[rest], return_counts=True)[1].max() < 2
+
+    def ratio(metric: str, over: tuple, under: tuple) -> dict:
+        low, high = (float("nan"),) * 2 if lonely else percentile_interval(drawn[over] / drawn[under])
+        value = float(rows[over][rest].mean() / rows[under][rest].mean())
+        return {metric: value, f"{metric}_low": low, f"{metric}_high": high}
+
+    frame = pd.DataFrame(
+        {
+            "policy": name,
+            "settings": ", ".join(f"{field}={value}" for field, value in each.settings.items()),
+            "tunable": bool(each.policy.grid),
+        }
+        | ratio("default_over_autoregressive", (name, "default"), ("ar", "default"))
+        | ratio("tuned_over_autoregressive", (name, "tuned"), ("ar", "default"))
+        | ratio("tuned_over_tuned_fixed", (name, "tuned"), ("fixed", "tuned"))
+        for name, each in tuned.items()
+    )
+    return frame.sort_values("tuned_over_autoregressive", ascending=False, kind="stable", ignore_index=True)

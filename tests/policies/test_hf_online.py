@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,6 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import build_engine, generate_speculative
 from gammatune.models.pair import random_pair
 from gammatune.policies import POLICIES
-from gammatune.policies.hf_online import trace_roc
 from gammatune.policies.session import PolicySession
 from gammatune.records import Round
 
@@ -116,11 +114,12 @@ def test_rounds_are_those_of_transformers_generate(monkeypatch):
 
 @settings(max_examples=200, deadline=None)
 @given(samples=st.lists(st.tuples(st.integers(1, 30), st.booleans()), min_size=2, max_size=60))
-def test_the_curve_is_scikit_learns(samples):
+def test_the_chosen_point_is_the_least_of_scikit_learns_curve(samples):
     """Few distinct probabilities, so that ties and straight lines are common."""
-    probabilities, matches = np.array([p / 30 for p, _ in samples]), np.array([int(m) for _, m in samples])
-    assume(0 < matches.sum() < len(matches))
+    probabilities, matches = [p / 30 for p, _ in samples], [int(match) for _, match in samples]
+    assume(0 < sum(matches) < len(matches))
+    policy = POLICIES["hf_confidence_online"]()
+    for probability, match in zip(probabilities, matches, strict=True):
+        policy.add_sample(probability, bool(match))
     false_rate, true_rate, thresholds = roc_curve(matches, probabilities)
-    ours, false, true = trace_roc(probabilities, matches)
-    assert ours.tolist() == thresholds.tolist()
-    assert (false / false[-1]).tolist() == false_rate.tolist() and (true / true[-1]).tolist() == true_rate.tolist()
+    assert policy.choose_threshold() == thresholds[(false_rate + 3 * (1 - true_rate)).argmin()]

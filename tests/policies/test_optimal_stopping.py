@@ -121,7 +121,7 @@ def test_prices_grow_with_the_context():
     assert policy.rate() == pytest.approx(1 / 20)
     play(policy, [5], accepted=0, drafted=[6])  # 0.4 > 0.05 * (1 + 0.2 * 100) does not hold: nothing is drafted
     assert policy.spent == pytest.approx(20.0) and policy.context == 101
-    with pytest.raises(UserError, match="gamma=2 is above 1, the longest block with a price"):
+    with pytest.raises(UserError, match="may draft 2 tokens, but the longest block with a price has 1: lower its gamma"):
         policy.take_prices(flat(10.0, most=1))
 
 

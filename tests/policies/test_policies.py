@@ -129,6 +129,28 @@ def test_hf_confidence_reads_the_drafted_tokens_own_probability():
         ("ucb", {"risk": 0.0}),
         ("ucb", {"warmup_rounds": -1}),
         ("tuned_fixed", {"gamma": -1}),
+        ("llama_2023", {"gamma": -1}),
+        ("llama_2023", {"gamma_min": 0}),
+        ("llama_2023", {"gamma_min": 31}),
+        ("llama_2023", {"delta": -1}),
+        ("llama_2023", {"ratio": float("inf")}),
+        ("llama_in_a_row", {"gamma": -1}),
+        ("llama_in_a_row", {"gamma_min": 0}),
+        ("llama_in_a_row", {"gamma_min": 17}),
+        ("llama_in_a_row", {"times": 0}),
+        ("llama_in_a_row", {"bias": -1}),
+        ("vllm_estimator", {"gamma": 0}),
+        ("vllm_estimator", {"gamma": 129}),
+        ("vllm_estimator", {"feature": "entropy"}),
+        ("vllm_estimator", {"refit_interval": 0}),
+        ("vllm_estimator", {"warmup_refits": -1}),
+        ("vllm_estimator", {"min_observations": 0}),
+        ("vllm_estimator", {"cost_ratio": 0.0}),
+        ("ik_autotune", {"gamma": 0}),
+        ("ik_autotune", {"gamma": 129}),
+        ("ik_autotune", {"p_min": 0.96}),
+        ("ik_autotune", {"epsilon": 1.1}),
+        ("ik_autotune", {"seed": -1}),
         ("optimal_stopping", {"gamma": 129}),
         ("optimal_stopping", {"gamma": -1}),
         ("optimal_stopping_blind", {"cost_ratio": 0.0}),
@@ -145,7 +167,10 @@ def test_settings_out_of_range_are_refused_by_name(name, wrong):
 def test_gamma_is_a_start_where_the_rule_moves_it():
     """Elsewhere it is the number itself, or a ceiling."""
     adapting = {name for name, option in POLICIES.items() if option.rule.adapts_gamma}
-    assert adapting == {"gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk"}
+    assert adapting == {
+        *("gammatune", "gammatune_plus", "hf_heuristic", "sglang_walk"),
+        *("llama_2023", "llama_2023_blind", "llama_in_a_row"),
+    }
     assert all("gamma_now" in POLICIES[name].rule.state_fields for name in adapting)
 
 

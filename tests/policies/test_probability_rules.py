@@ -37,3 +37,11 @@ def test_cumulative_keeps_its_bounds():
 def test_cumulative_starts_afresh_with_each_block():
     policy = POLICIES["cumulative"]()
     assert [draft_block(policy, top1(0.8, 0.7, 0.6, 0.8, 0.9)) for _ in range(3)] == [4, 4, 4]
+
+
+def test_the_products_of_an_audit_stop_after_the_token_that_falls_under_them():
+    """0.6 ** 3 = 0.216, 0.6 ** 4 = 0.1296, 0.6 ** 5 = 0.078, 0.6 ** 6 = 0.047; never more than seven."""
+    assert draft_block(POLICIES["cumulative_loose"](), top1(*[0.6] * 9)) == 4
+    assert draft_block(POLICIES["cumulative_loosest"](), top1(*[0.6] * 9)) == 6
+    assert draft_block(POLICIES["cumulative_loose"](), top1(0.1, 0.9)) == 1
+    assert draft_block(POLICIES["cumulative_loosest"](), top1(*[1.0] * 9)) == 7

@@ -112,6 +112,38 @@ def test_tuned_fixed_is_the_best_gamma_of_the_tuning_half(study):
     assert rows.loc["tuned_fixed", "over_tuned_fixed"] == 1
 
 
+def test_policies_at_their_best_by_hand(study, table, tmp_path):
+    """Settings chosen on every second question of a task, speeds of the others."""
+    stored = read_csv(study, "tuned", tmp_path).set_index("policy")
+    assert (
+        set(stored.index) == set(POLICIES) - {"tuned_fixed"} and stored["tuned_over_autoregressive"].is_monotonic_decreasing
+    )
+    tasks = {}
+    for turn in table.turns:
+        tasks.setdefault(turn.task, {})[turn.question_id] = None
+    tuning = {(task, question) for task, questions in tasks.items() for question in list(questions)[1::2]}
+    halves = [
+        AcceptanceTable([t for t in table.turns if ((t.task, t.question_id) in tuning) == half]) for half in (True, False)
+    ]
+    grid = [{}, *({"threshold": value} for value in POLICIES["svip"].rule.grid["threshold"])]
+    chosen = max(grid, key=lambda point: mean_speed(halves[0], POLICIES["svip"](**point)))
+    gamma = max(
+        POLICIES["fixed"].rule.grid["gamma"], key=lambda value: mean_speed(halves[0], POLICIES["fixed"](gamma=value))
+    )
+    speed, alone = mean_speed(halves[1], POLICIES["svip"](**chosen)), mean_speed(halves[1], POLICIES["ar"]())
+    row = stored.loc["svip"].fillna("")
+    assert row["settings"] == ", ".join(f"{field}={value}" for field, value in chosen.items())
+    assert row["tuned_over_autoregressive"] == pytest.approx(speed / alone)
+    assert row["default_over_autoregressive"] == pytest.approx(mean_speed(halves[1], POLICIES["svip"]()) / alone)
+    assert row["tuned_over_tuned_fixed"] == pytest.approx(speed / mean_speed(halves[1], POLICIES["fixed"](gamma=gamma)))
+
+
+def test_a_table_of_one_question_per_task_has_no_tuned_settings(tmp_path):
+    study = read_study(store_study(tmp_path / "lonely", draw_study_table(questions=1)))
+    assert study.tuned is None and "tuned" not in views.study_tables(study)
+    assert "no other half to report" in notes.describe_study(study)
+
+
 def test_starts_by_hand(study, table, tmp_path):
     stored = read_csv(study, "starts", tmp_path).set_index(["policy", "start"])["over_autoregressive"]
     alone = mean_speed(table, POLICIES["ar"]())

@@ -8,9 +8,11 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.policies.base import with_settings
 from gammatune.replay.prices import from_ratio
-from gammatune.replay.speeds import build_bench
+from gammatune.replay.speeds import build_bench, measure_speeds
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.tuning import grid_of, tune_all
+from gammatune.studies import tuning
+from gammatune.studies.bootstrap import stratified_ratio_interval
+from gammatune.studies.tuning import grid_of, rank_tuned, tune_all
 
 EASY, HARD = "1" * 24, "0" * 24
 
@@ -39,6 +41,40 @@ def test_of_every_shipped_policy_the_fastest_point_of_its_grid(bench):
         best = int(speeds[:, bench.tuning].mean(axis=1).argmax())
         assert found.settings == tried[best], name
         assert np.array_equal(found.speeds, speeds[best]) and np.array_equal(found.default, speeds[0])
+
+
+def test_what_two_names_share_is_replayed_once(bench, monkeypatch):
+    """A rule and its preset come to the same settings, each from its own defaults."""
+    names, replayed = ("cumulative_loose", "cumulative_loosest"), []
+    monkeypatch.setattr(
+        tuning, "measure_speeds", lambda bench, tried: replayed.append(tried) or measure_speeds(bench, tried)
+    )
+    found = tune_all(bench, {name: POLICIES[name]() for name in names})
+    assert len(replayed[0]) == len(grid_of(POLICIES[names[0]]()))  # both defaults are points of the grid
+    assert np.array_equal(*(found[name].speeds for name in names))
+    assert not np.array_equal(*(found[name].default for name in names))
+    assert [found[name].policy.name for name in names] == list(names)
+
+
+def test_the_ranking_is_that_of_the_other_half(bench):
+    tuned = tune_all(bench, {name: POLICIES[name]() for name in ("ar", "fixed", "svip")})
+    rows, rest = rank_tuned(bench, tuned).set_index("policy"), ~bench.tuning
+    ar, fixed, svip = (tuned[name].speeds[rest] for name in ("ar", "fixed", "svip"))
+    assert rows.loc["svip", "tuned_over_autoregressive"] == pytest.approx(svip.mean() / ar.mean())
+    assert rows.loc["svip", "tuned_over_tuned_fixed"] == pytest.approx(svip.mean() / fixed.mean())
+    assert rows.loc["svip", "default_over_autoregressive"] == pytest.approx(tuned["svip"].default[rest].mean() / ar.mean())
+    assert not rows.loc["ar", "tunable"] and rows.loc["ar", "settings"] == ""
+    strata = [np.stack([svip[bench.task[rest] == task], ar[bench.task[rest] == task]]) for task in np.unique(bench.task)]
+    expected = stratified_ratio_interval(strata)
+    ends = ["tuned_over_autoregressive_low", "tuned_over_autoregressive_high"]
+    assert rows.loc["svip", ends].tolist() == pytest.approx(list(expected), abs=0.02)  # other draws of questions
+    assert (rows.loc["fixed", ["tuned_over_tuned_fixed_low", "tuned_over_tuned_fixed_high"]] == 1).all()
+
+
+def test_one_question_of_each_task_gives_no_interval():
+    bench = build_bench(AcceptanceTable([make_turn(EASY, question_id=n) for n in range(2)]), from_ratio(6))
+    rows = rank_tuned(bench, tune_all(bench, {name: POLICIES[name]() for name in ("ar", "fixed")}))
+    assert rows["tuned_over_autoregressive_low"].isna().all() and rows["tuned_over_autoregressive"].notna().all()
 
 
 def test_every_grid_names_settings_that_can_be_set():
