@@ -13,7 +13,8 @@ from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
-from gammatune.runs.acceptance import Recording
+from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.runs.acceptance import Recording, Stop
 from gammatune.runs.earlier import Earlier
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
@@ -46,13 +47,20 @@ class Recorder:
 
     def run(self) -> Path:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
+        self.gather()
+        return self.recording.table
+
+    def gather(self, stop: Stop | None = None) -> AcceptanceTable:
+        """The same, and the table itself. stop: ends it earlier, see `Recording.complete`."""
         started = time.perf_counter()
         with hold_folder(self.recording.folder, "--out FOLDER"):
-            if not self.recording.finished():
+            if self.recording.finished():
+                table = read_table(self.recording.table)
+            else:
                 self.stamp()
-                self.recording.complete(self.session, self.answer, self.held)
+                table = self.recording.complete(self.session, self.answer, self.held, stop)
         self.seconds = time.perf_counter() - started
-        return self.recording.table
+        return table
 
     def stamp(self) -> None:
         """Provenance of this call, on disk before the first forward."""
