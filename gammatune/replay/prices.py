@@ -118,7 +118,8 @@ class PriceList:
             for drafting in (self.blind, self.watched)
         )
         alone, both = self.prefill_target, self.prefill_both
-        prefill = Price(*(a + factor * max(b - a, 0.0) for a, b in ((alone.base, both.base), (alone.slope, both.slope))))
+        sums = ((alone.base, both.base), (alone.slope, both.slope))
+        prefill = Price(*(max(0.0, target + factor * (total - target)) for target, total in sums))
         return replace(self, blind=blind, watched=watched, prefill_both=prefill)
 
     def ratio(self, context: int = 0) -> float:

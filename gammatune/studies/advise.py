@@ -27,7 +27,7 @@ from gammatune.studies.tuning import grid_of, tune_all
 LEAST_QUESTIONS = 12
 FACTORS = (0.5, 1.0, 2.0)  # of the draft's price
 #: answer tokens of either half that are replayed, so that a table of any size is answered in seconds
-MOST_TUNING, MOST_REPORTED = 10_000, 25_000
+MOST_TUNING, MOST_REPORTED = 6_000, 20_000
 DRAWS = 3  # of the unknown matches of an imported log
 FROZEN = "tuned_fixed"  # a fixed length that was tuned elsewhere: here, fixed is tuned on the questions themselves
 ALONE = "ar"
@@ -172,15 +172,15 @@ def advise(
     halves = split_table(table, curve)
     rivals = list_rivals(halves.tuning, policies)
     compare_with_target(halves.reporting, rivals)
-    best = fastest(rivals)
+    best, fixed = fastest(rivals), fastest(find_fixed(rivals))
     return Advice(
         table=table,
         prices=note,
         ratio=float(curve.ratio(mean_context(table))),
         best=best,
         untuned=fastest(untuned_rivals(rivals)),
-        fixed=fastest(rival for rival in rivals if rival.policy.name == "fixed"),
-        break_even=find_break_even(halves.reporting, int(halves.tuning.fixed_speeds().mean(axis=1).argmax())),
+        fixed=fixed,
+        break_even=find_break_even(halves.reporting, STARTS.index(fixed.policy.gamma)),
         ranking=sorted(rivals, key=lambda rival: -rival.over_alone.value),
         by_task=advise_by_task(halves, best),
         sensitivity=[vary_draft_price(halves, curve, best, factor) for factor in FACTORS],
@@ -290,6 +290,11 @@ def untuned_rivals(rivals: list[Rival]) -> list[Rival]:
     """Of the policies that draft: those that name nothing to tune, else all as they came; else the target."""
     shipped = [rival for rival in rivals if not rival.tuned and rival.policy.name != ALONE]
     return [rival for rival in shipped if not rival.policy.grid] or shipped or rivals
+
+
+def find_fixed(rivals: list[Rival]) -> list[Rival]:
+    """The fixed lengths among STARTS."""
+    return [rival for rival in rivals if rival.policy.name == "fixed" and rival.policy.gamma in STARTS]
 
 
 def compare_with_target(reporting: Half, rivals: list[Rival]) -> None:
