@@ -211,7 +211,7 @@ def sensitivity(found: dict) -> str:
 
 
 def engines(found: dict) -> str:
-    return "## What to paste\n\n" + "\n\n".join(map(engine_text, found["engines"]))
+    return "## What to paste\n\n" + "\n\n".join(map(engine_text, found["engines"])) if found["engines"] else ""
 
 
 def engine_text(each: dict) -> str:

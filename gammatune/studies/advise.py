@@ -4,6 +4,7 @@ Settings and policies are chosen on one half of the questions, and everything th
 of it is replay: no model and no torch.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,7 +177,7 @@ def advise(
     return Advice(
         table=table,
         prices=note,
-        ratio=float(curve.ratio(mean_context(table))),
+        ratio=float(curve.ratio(mean_context(table))) if table.forwards_per_token else math.inf,
         best=best,
         untuned=fastest(untuned_rivals(rivals)),
         fixed=fixed,
@@ -184,7 +185,7 @@ def advise(
         ranking=sorted(rivals, key=lambda rival: -rival.over_alone.value),
         by_task=advise_by_task(halves, best),
         sensitivity=[vary_draft_price(halves, curve, best, factor) for factor in FACTORS],
-        engines=[advise_engine(engine, rivals, models or Models()) for engine in load_engines()],
+        engines=advise_engines(table, rivals, models or Models()),
         warnings=[*note.warnings, *list_warnings(table, curve, halves, best.policy)],
     )
 
@@ -358,6 +359,11 @@ def interval_over(half: Half, speeds: np.ndarray, reference: np.ndarray) -> tupl
     return stratified_ratio_interval([pair[:, half.task == task] for task in np.unique(half.task)])
 
 
+def advise_engines(table: AcceptanceTable, rivals: list[Rival], models: Models) -> list[EngineAdvice]:
+    """None for a drafter that is no draft model, which no line here names."""
+    return [advise_engine(engine, rivals, models) for engine in load_engines()] if table.forwards_per_token else []
+
+
 def advise_engine(engine: Engine, rivals: list[Rival], models: Models) -> EngineAdvice:
     """The fastest on the tuning half of what it can run, the target alone included."""
     able = [rival for rival in rivals if rival.policy.name == ALONE or can_run(engine, rival.policy)]
@@ -383,6 +389,8 @@ def list_warnings(table: AcceptanceTable, curve: PriceList, halves: Halves, best
         found.append("The table has no ids of tokens, so rules that read the text were left out.")
     if not table.complete:
         found.append(describe_bounds(table, curve, halves, best))
+    if not table.forwards_per_token:
+        found.append("The drafter is no draft model, so there are no lines for engines, which would name one.")
     if halves.left_out:
         replayed = len(halves.tuning.task), len(halves.reporting.task)
         found.append(
