@@ -17,6 +17,7 @@ from gammatune.replay.table import AcceptanceTable, read_table, write_table
 from gammatune.studies.advise import PriceNote, advise
 
 TINY = ("advise", "model_pair=tiny-random", "runtime=eager", "decode.max_new_tokens=8")
+QUICK = (*TINY, "policy=[fixed,gammatune]")
 QUESTIONS = [
     {"question_id": n, "category": ["qa", "rag", "coding"][n % 3], "turns": [f"Why is {n} odd or even?"]} for n in range(15)
 ]
@@ -169,7 +170,7 @@ def test_a_pair_is_measured_recorded_and_answered(call, monkeypatch):
 
 
 def test_an_interrupted_call_goes_on(call, monkeypatch):
-    words = (*TINY, "tasks.path=prompts.jsonl", "--cost-ratio", 9, "--json")
+    words = (*QUICK, "tasks.path=prompts.jsonl", "--cost-ratio", 9, "--json")
     with monkeypatch.context() as patch:
         count_traces(patch, stop_at=5)
         code, out, err = call(*words)
@@ -184,7 +185,7 @@ def test_an_interrupted_call_goes_on(call, monkeypatch):
 
 
 def test_when_the_time_is_over_it_answers_with_twelve_and_more_time_goes_on(call, monkeypatch):
-    words = (*TINY, "tasks.path=prompts.jsonl", "--cost-ratio", 9, "--json")
+    words = (*QUICK, "tasks.path=prompts.jsonl", "--cost-ratio", 9, "--json")
     traced = count_traces(monkeypatch)
     code, out, err = call(*words, "--minutes", "1e-9")
     assert code == 0, err
@@ -198,7 +199,7 @@ def test_when_the_time_is_over_it_answers_with_twelve_and_more_time_goes_on(call
 
 
 def test_the_demo_is_asked_where_nothing_else_is_there(call):
-    code, out, err = call(*TINY, "--cost-ratio", 9, "--minutes", "1e-9", "--json")
+    code, out, err = call(*QUICK, "--cost-ratio", 9, "--minutes", "1e-9", "--json")
     assert code == 0, err
     found = last_line(out)
     assert found["source"]["questions"] == 12 and "/tiny-random-demo-" in found["source"]["table"]
