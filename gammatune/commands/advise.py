@@ -24,7 +24,7 @@ from gammatune.errors import PLAIN_NAME, UserError, clip, one_line, printable, s
 from gammatune.files import content_hash, hash_file, make_folder, write_json, write_text
 from gammatune.machine import cache_dir, describe_sharing, name_cpu
 from gammatune.process import loading
-from gammatune.replay.prices import PriceList, prices_to_json
+from gammatune.replay.prices import PRICES_FILE, PriceList, prices_to_json
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.report.advice import advice_json, advice_text
 from gammatune.studies.advise import Advice, Models, PriceNote, advise, refuse_few
@@ -112,7 +112,7 @@ def take_table(options: argparse.Namespace) -> Subject:
         file=path,
         curve=curve,
         note=note_prices(options, curve, "the table's", name_cpu() if curve.facts.get("device") == "cpu" else None),
-        models=Models(),
+        models=Models(prices=tell_prices(options, path.with_name(PRICES_FILE))),
         warnings=[],
     )
 
@@ -137,7 +137,7 @@ def take_pair(options: argparse.Namespace) -> Subject:
         file=found.file,
         curve=found.curve,
         note=note_prices(options, found.curve, "measured here", found.device),
-        models=name_models(config.model_pair),
+        models=replace(name_models(config.model_pair), prices=tell_prices(options, found.folder / PRICES_FILE)),
         warnings=found.warnings,
     )
 
@@ -192,6 +192,13 @@ def note_prices(options: argparse.Namespace, curve: PriceList, otherwise: str, h
     if strange := curve.find_implausible():
         warnings.append(f"By these prices {strange}, so no draft can pay.")
     return PriceNote(f"file {options.prices}" if options.prices else otherwise, machine, tuple(warnings))
+
+
+def tell_prices(options: argparse.Namespace, otherwise: Path) -> dict:
+    """As `gammatune.transformers.speculate` takes them."""
+    if options.cost_ratio is not None:
+        return {"cost_ratio": options.cost_ratio}
+    return {"prices": str(options.prices or otherwise)}
 
 
 def name_models(pair: PairConfig) -> Models:

@@ -27,12 +27,13 @@ QUOTED: dict[str, Callable[[Any], str]] = {
 
 @dataclass(frozen=True)
 class Models:
-    """What lines call the two models of a pair; placeholders where their names are not known."""
+    """What lines call the two models of a pair, placeholders where their names are not known, and where prices are."""
 
     target: str = "TARGET"
     draft: str = "DRAFT"
     target_file: str = "TARGET.gguf"
     draft_file: str = "DRAFT.gguf"
+    prices: dict = field(default_factory=dict)  # what gammatune.transformers is told where a policy decides by prices
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def write_line(engine: Engine, policy: Policy | None, models: Models) -> Line:
     choice = find_choice(engine, policy.name)
     if choice is None:
         raise KeyError(f"{engine.name} cannot run {policy.name}")
-    values |= policy_values(policy)
+    values |= policy_values(policy, models)
     if choice.config is not None:
         filled = {key: fill(value, values) for key, value in choice.config.items()}
         values["config"] = json.dumps(filled) if engine.form == "shell" else Verbatim(json.dumps(filled))
@@ -107,10 +108,11 @@ def name_models(engine: Engine, models: Models) -> dict:
     return {"target": models.target, "draft": models.draft}
 
 
-def policy_values(policy: Policy) -> dict:
+def policy_values(policy: Policy, models: Models) -> dict:
     """What the places of a policy's line stand for."""
     fields = settings_of(policy)
-    written = "".join(f", {name}={value!r}" for name, value in chosen_settings(policy).items())
+    given = chosen_settings(policy) | (models.prices if policy.needs_prices else {})
+    written = "".join(f", {name}={value!r}" for name, value in given.items())
     values = fields | {"policy": policy.name, "fields": Verbatim(written)}
     return values | ({"gamma_plus_one": fields["gamma"] + 1} if "gamma" in fields else {})
 

@@ -6,11 +6,15 @@ import shlex
 
 import pytest
 import yaml
+from report.stored_study import make_curve
 from shipped import make_policy
 
+from gammatune.files import write_json
+from gammatune.replay.prices import prices_to_json
 from gammatune.studies.engines import Models, load_engines, write_line
 
 ENGINES = {engine.name: engine for engine in load_engines()}
+OURS = ENGINES["transformers with gammatune"]
 AWKWARD = Models('/models/a b\'s "target"', "o'draft: {x}", "/m/a b.gguf", "d'.gguf")
 SETTINGS = {"fixed": {"gamma": 7}, "p_min": {"gamma": 9, "p_min": 0.4}, "hf_heuristic": {"gamma": 3}}
 SETTINGS |= {"hf_confidence": {"gamma": 8, "threshold": 0.6}}
@@ -97,11 +101,26 @@ def test_transformers_settings_are_those_of_its_generation_config():
 def test_our_own_line_makes_the_policy():
     from gammatune.transformers import speculate
 
-    line = write_line(ENGINES["transformers with gammatune"], make_policy("gammatune_plus", tau=0.3, eta=0.5), Models())
+    line = write_line(OURS, make_policy("gammatune_plus", tau=0.3, eta=0.5), Models())
     call = ast.parse(line.text.removeprefix("target.generate(**inputs, custom_generate=").removesuffix(")")).body[0].value
     settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
     made = speculate(draft=object(), **settings).policy
     assert (made.name, made.tau, made.eta) == ("gammatune_plus", 0.3, 0.5)
+
+
+def test_our_own_line_names_the_prices_that_a_policy_decides_by(tmp_path):
+    from gammatune.transformers import speculate
+
+    write_json(tmp_path / "it's prices.json", prices_to_json(make_curve()))
+    for given in ({"prices": str(tmp_path / "it's prices.json")}, {"cost_ratio": 12.0}):
+        line = write_line(OURS, make_policy("optimal_stopping"), Models(prices=given))
+        call = (
+            ast.parse(line.text.removeprefix("target.generate(**inputs, custom_generate=").removesuffix(")")).body[0].value
+        )
+        settings = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+        assert settings == {"policy": "optimal_stopping", **given}
+        assert speculate(draft=object(), **settings).policy.name == "optimal_stopping"
+    assert "prices" not in write_line(OURS, make_policy("gammatune"), Models(prices=given)).text
 
 
 def test_a_policy_that_an_engine_cannot_run_has_no_line():
