@@ -173,7 +173,7 @@ def advise(
     halves = split_table(table, curve)
     rivals = list_rivals(halves.tuning, policies)
     compare_with_target(halves.reporting, rivals)
-    best, fixed = fastest(rivals), fastest(find_fixed(rivals))
+    best, fixed = fastest(rivals), fastest(rival for rival in rivals if rival.policy.name == "fixed")
     return Advice(
         table=table,
         prices=note,
@@ -181,7 +181,7 @@ def advise(
         best=best,
         untuned=fastest(untuned_rivals(rivals)),
         fixed=fixed,
-        break_even=find_break_even(halves.reporting, STARTS.index(fixed.policy.gamma)),
+        break_even=find_break_even(halves.reporting, fixed.policy),
         ranking=sorted(rivals, key=lambda rival: -rival.over_alone.value),
         by_task=advise_by_task(halves, best),
         sensitivity=[vary_draft_price(halves, curve, best, factor) for factor in FACTORS],
@@ -293,11 +293,6 @@ def untuned_rivals(rivals: list[Rival]) -> list[Rival]:
     return [rival for rival in shipped if not rival.policy.grid] or shipped or rivals
 
 
-def find_fixed(rivals: list[Rival]) -> list[Rival]:
-    """The fixed lengths among STARTS."""
-    return [rival for rival in rivals if rival.policy.name == "fixed" and rival.policy.gamma in STARTS]
-
-
 def compare_with_target(reporting: Half, rivals: list[Rival]) -> None:
     """Measure all of them; one draw of questions serves all intervals."""
     rows = reporting.measure([POLICIES[ALONE](), *(rival.policy for rival in rivals)])
@@ -315,22 +310,23 @@ def mean_context(table: AcceptanceTable) -> float:
     return float(np.average([t.prompt_tokens + t.tokens / 2 for t in table.turns], weights=[t.tokens for t in table.turns]))
 
 
-def find_break_even(reporting: Half, place: int) -> BreakEven:
-    """Of the fixed gamma STARTS[place], from its own rounds: as many of them as the target alone would have time for.
+def find_break_even(reporting: Half, fixed: Policy) -> BreakEven:
+    """Of a fixed gamma, from its own rounds: as many of them as the target alone would have time for.
 
     The draft's prefill counts; with it, a draft can be too slow for any acceptance.
     """
-    bench, done = reporting.benches[0], reporting.fixed_rounds[0][place]
+    bench = reporting.benches[0]
+    done = bench.replay(fixed)
     prefill = bench.curve.prefill_both.at(prompt_lengths(bench.turns)).sum()
     spent = price(done, bench.turns, bench.curve, watched=False, drafts=True).sum() - prefill
     allowed = price(bench.replay(POLICIES[ALONE]()), bench.turns, bench.curve, watched=False).sum() - prefill
     drafted = done.drafted.sum()
     found = float(done.accepted.sum() / drafted) if drafted else 0.0
     if allowed <= 0 or not drafted:
-        return BreakEven(STARTS[place], None, found)
+        return BreakEven(fixed.gamma, None, found)
     rounds = allowed / (spent / done.rounds)
     needed = (done.rounds + done.accepted.sum()) / rounds - 1  # accepted tokens per round
-    return BreakEven(STARTS[place], float(max(0.0, needed * done.rounds / drafted)), found)
+    return BreakEven(fixed.gamma, float(max(0.0, needed * done.rounds / drafted)), found)
 
 
 def advise_by_task(halves: Halves, best: Rival) -> list[TaskAdvice]:

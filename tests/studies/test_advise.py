@@ -69,6 +69,13 @@ def test_one_half_chooses_and_the_other_reports():
     assert advice.by_task[0].speedup == pytest.approx(9 / 33) and advice.by_task[0].questions == 6
 
 
+def test_a_length_of_ones_own_is_asked_too():
+    """Nine right tokens, then a wrong one: rounds of nine waste nothing, and no length of the grid is that one."""
+    advice = advise(made(*["1111111110" * 12] * 12), from_ratio(100), NOTE, {"fixed": POLICIES["fixed"](gamma=9)})
+    assert advice.fixed.policy.gamma == 9 and not advice.fixed.tuned
+    assert advice.break_even.gamma == 9 and advice.break_even.found == 1.0
+
+
 @pytest.fixture(scope="module")
 def drawn():
     """A table with signals and its advice, all policies asked."""
