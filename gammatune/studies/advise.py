@@ -73,6 +73,11 @@ class Half:
         pairs = zip(self.benches, self.fixed_rounds, strict=True)
         return np.mean([[bench.speeds_of(done, watched=False) for done in rounds] for bench, rounds in pairs], axis=0)
 
+    def strata(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Rows [rows, questions] by task, for resampling; all together where each task has one question alone."""
+        tasks, counts = np.unique(self.task, return_counts=True)
+        return [rows] if counts.max() < 2 else [rows[:, self.task == task] for task in tasks]
+
     def part(self, task: str) -> np.ndarray:
         """Which questions belong to a task [questions]; all of them where none does."""
         part = self.task == task
@@ -297,11 +302,9 @@ def compare_with_target(reporting: Half, rivals: list[Rival]) -> None:
     """Measure all of them; one draw of questions serves all intervals."""
     rows = reporting.measure([POLICIES[ALONE](), *(rival.policy for rival in rivals)])
     rng = np.random.default_rng(SEED)
-    strata = [rows[:, reporting.task == task] for task in np.unique(reporting.task)]
-    sums = sum(stratum.shape[1] * resampled_means(stratum, rng) for stratum in strata)
-    lonely = all(stratum.shape[1] < 2 for stratum in strata)
+    sums = sum(stratum.shape[1] * resampled_means(stratum, rng) for stratum in reporting.strata(rows))
     for row, rival in enumerate(rivals, start=1):
-        low, high = (float("nan"),) * 2 if lonely else percentile_interval(sums[row] / sums[0])
+        low, high = percentile_interval(sums[row] / sums[0])
         rival.speeds, rival.over_alone = rows[row], Ratio(float(rows[row].mean() / rows[0].mean()), low, high)
 
 
@@ -352,7 +355,7 @@ def vary_draft_price(halves: Halves, curve: PriceList, best: Rival, factor: floa
 
 def interval_over(half: Half, speeds: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     pair = np.stack([speeds, reference])
-    return stratified_ratio_interval([pair[:, half.task == task] for task in np.unique(half.task)])
+    return stratified_ratio_interval(half.strata(pair))
 
 
 def advise_engines(table: AcceptanceTable, rivals: list[Rival], models: Models) -> list[EngineAdvice]:
