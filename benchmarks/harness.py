@@ -23,12 +23,12 @@ from gammatune.config import DTYPES, FORMS, DecodeConfig, RunConfig, one_of
 from gammatune.decoding.exactness import Comparison, compare_answers
 from gammatune.decoding.loop import Generation, build_engine, generate_speculative
 from gammatune.errors import UserError, exit_code_of
-from gammatune.machine import LoadWatch
+from gammatune.machine import LoadWatch, name_cpu
 from gammatune.models.devices import choose_device
 from gammatune.models.pair import Pair, load_pair
 from gammatune.policies import Policy
 from gammatune.policies.session import PolicySession
-from gammatune.runs.provenance import name_cpu, name_device
+from gammatune.runs.provenance import name_device
 from gammatune.runs.session import DEPTH
 from gammatune.tasks.prompts import build_prompt
 from gammatune.tasks.questions import load_questions

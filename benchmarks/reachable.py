@@ -1,24 +1,24 @@
 """What no rule can reach: python benchmarks/reachable.py TABLE --prices FILE (or --cost-ratio C).
 
-The oracle knows which tokens will be accepted; a rule has the draft's signals and what happened before. How far is the oracle
-out of any rule's reach? Boosted trees learn the chance that a drafted token is accepted, on all questions but those that they
-are asked about: once the token is there, from its signals, those of the two tokens before and the answer's history; before it
-is there, from the same without its own signals. They are told more than a live rule can know: the outcome at every earlier
-position, drafted or not. The stopping rule of `optimal_stopping` over their chances, at the table's prices, is the bound
-printed here, without and with what the answer's own repeated contexts tell. Behind a wrong token, where the draft follows a
-text of its own, the chances of the answer's positions stand: what is drafted there is lost whatever they are.
+The oracle knows which tokens will be accepted; a rule has the draft's signals and what happened before. How far is the
+oracle out of any rule's reach? Boosted trees learn the chance that a drafted token is accepted, on all questions but those
+that they are asked about: once the token is there, from its signals, those of the two tokens before and the answer's
+history; before it is there, from the same without its own signals. They are told more than a live rule can know: the outcome at every
+earlier position, drafted or not. The stopping rule of `optimal_stopping` over their chances, at the table's prices, is the
+bound printed here, without and with what the answer's own repeated contexts tell. Behind a wrong token, where the draft
+follows a text of its own, the chances of the answer's positions stand: what is drafted there is lost whatever they are.
 
 The last line is one JSON object.
 """
 
 import argparse
+import json
 import sys
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import pandas as pd
-from harness import print_report
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from gammatune.commands.options import add_prices, add_table, find_prices, find_table
@@ -182,21 +182,26 @@ def interval(bench: Bench, speeds: np.ndarray, reference: np.ndarray) -> tuple[f
     return stratified_ratio_interval([pair[:, bench.task == task] for task in np.unique(bench.task)])
 
 
-def main(words: list[str]) -> None:
-    parser = argparse.ArgumentParser(description="Share of the oracle's speed that signals and history could reach.")
-    add_table(parser)
-    add_prices(parser)
-    options = parser.parse_args(words)
+def report(options: argparse.Namespace) -> None:
     path = find_table(options.table)
     table = read_table(path)
     if not (table.watched and table.complete):
         raise UserError(f"{path} lacks draft signals or matches: give a table that `gammatune record` has made.")
     frame = compare(build_bench(table, find_prices(options, path)), table)
-    print_report(frame, ["rule"], {"table": path.parent.name, "rules": frame.to_dict("records")})
+    print(frame.round(3).to_markdown(index=False), end="\n\n")
+    print(json.dumps({"table": path.parent.name, "rows": frame.to_dict("records")}))
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description="Share of the oracle's speed that signals and history could reach.")
+    add_table(parser)
+    add_prices(parser)
+    try:
+        report(parser.parse_args(words))
+    except Exception as error:
+        return exit_code_of(error)
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(exit_code_of(error))
+    sys.exit(main(sys.argv[1:]))

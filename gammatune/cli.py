@@ -3,11 +3,23 @@
 import argparse
 import sys
 
-from gammatune.commands import bounds, export_answers, headline, import_answers, prices, record, report, run, show, sweep
+from gammatune.commands import (
+    advise,
+    bounds,
+    export_answers,
+    headline,
+    import_answers,
+    prices,
+    record,
+    report,
+    run,
+    show,
+    sweep,
+)
 from gammatune.commands.options import READS, Parser, refuse_unread
 from gammatune.errors import UserError, clip, exit_code_of
 
-COMMANDS = (run, record, prices, headline, sweep, bounds, import_answers, export_answers, report, show)
+COMMANDS = (run, record, prices, headline, sweep, advise, bounds, import_answers, export_answers, report, show)
 
 
 def main(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What this machine offers: a folder for fetched files, cores, and whether they are free."""
 
 import os
+import platform
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,14 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def name_cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 @dataclass

@@ -45,6 +45,8 @@ LIGHT_MODULES = {
     "gammatune.runs.store",
     "gammatune.studies.study",
     "gammatune.studies.headline",
+    "gammatune.studies.advise",
+    "gammatune.studies.engines",
     "gammatune.studies.replay_check",
 }
 

@@ -25,6 +25,7 @@ READS = {
     "headline": ("policy",),
     "sweep": ("policy",),
     "bounds": ("policy",),
+    "advise": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "seed"),
 }
 
 
@@ -95,13 +96,24 @@ def find_table(path: Path) -> Path:
 
 
 def find_prices(options: argparse.Namespace, table: Path) -> PriceList:
-    """Raises UserError where no price is known."""
+    """Those that the options give, or those beside the table. Raises UserError where no price is known."""
+    if given := given_prices(options):
+        return given
+    beside = table.with_name(PRICES_FILE)
+    if not beside.exists():
+        raise UserError("No prices: give --prices FILE (made by `gammatune prices`) or --cost-ratio C (T_target / T_draft).")
+    return read_told(beside)
+
+
+def given_prices(options: argparse.Namespace) -> PriceList | None:
+    """Raises UserError for a file that holds none."""
     if options.cost_ratio is not None:
         return from_ratio(options.cost_ratio)
-    beside = table.with_name(PRICES_FILE)
-    if options.prices is None and not beside.exists():
-        raise UserError("No prices: give --prices FILE (made by `gammatune prices`) or --cost-ratio C (T_target / T_draft).")
-    file = options.prices or beside
+    return read_told(options.prices) if options.prices else None
+
+
+def read_told(file: Path) -> PriceList:
+    """A price file, with a remark where no draft could pay. Raises UserError."""
     curve = read_prices(file)
     if strange := curve.find_implausible():
         print(f"Remark: in {file} {strange}, so no draft can pay: measure the prices on a quiet machine.", file=sys.stderr)

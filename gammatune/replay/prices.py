@@ -4,7 +4,7 @@ A measured list (`gammatune prices`) is in milliseconds of one pair, device and 
 ratio is in units of one draft step. A price is what a live run would be expected to take, never a measured time.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +111,25 @@ class PriceList:
                 return f"a draft step takes {draft:.3g} ms and a target step {target:.3g} ms at context {context}"
         return ""
 
+    def with_draft_price(self, factor: float) -> "PriceList":
+        """The same with a draft that costs `factor` times as much, its share of the prefill included."""
+        blind, watched = (
+            Drafting(*(scale(getattr(drafting, name), factor) for name in ("step", "start", "catch_up")))
+            for drafting in (self.blind, self.watched)
+        )
+        alone, both = self.prefill_target, self.prefill_both
+        sums = ((alone.base, both.base), (alone.slope, both.slope))
+        prefill = Price(*(max(0.0, target + factor * (total - target)) for target, total in sums))
+        return replace(self, blind=blind, watched=watched, prefill_both=prefill)
+
     def ratio(self, context: int = 0) -> float:
         """c = T_target(1) / T_draft; infinite where drafting takes no forwards."""
         with np.errstate(divide="ignore"):
             return np.divide(self.verify[0].at(context), self.blind.step.at(context))
+
+
+def scale(price: Price, factor: float) -> Price:
+    return Price(price.base * factor, price.slope * factor, price.low * factor, price.high * factor, price.samples)
 
 
 def hand_prices(policy: Policy, curve: PriceList, forwards_per_token: int = 1) -> None:

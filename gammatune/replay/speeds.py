@@ -14,7 +14,8 @@ from gammatune.replay.prices import PriceList, hand_prices, price
 from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
-FEW = 40
+FEW = 40  # policies that are replayed here rather than by other processes ...
+MUCH = 500_000  # ... unless the tokens that all of them replay together are more
 
 
 @dataclass
@@ -71,12 +72,12 @@ def split_questions(task: np.ndarray) -> np.ndarray:
 
 
 def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = None) -> np.ndarray:
-    """[policies, questions]; over several processes when there are many policies."""
+    """[policies, questions]; over several processes when there is much to replay."""
     workers = workers or available_cores()
-    if workers == 1 or len(policies) < FEW:
+    if workers == 1 or (len(policies) < FEW and len(policies) * bench.tokens.sum() < MUCH):
         return np.stack([bench.speeds(policy) for policy in show(policies, len(policies))])
     with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
-        done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (8 * workers)))
+        done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (32 * workers)))
         return np.stack(list(show(done, len(policies))))
 
 

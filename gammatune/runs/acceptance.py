@@ -35,6 +35,7 @@ from gammatune.tasks.questions import Question
 # (question, turn, prompt ids) -> the target's own greedy answer
 Answer = Callable[[Question, int, list[int]], Generation | TurnLog]
 Held = dict[int, list[AcceptanceTurn]]  # by question id, all turns of each
+Stop = Callable[[int], bool]  # (questions that are complete) -> whether that is enough for now
 PARTS = "parts"
 
 
@@ -63,11 +64,14 @@ class Recording:
         self.remove_parts()
         return True
 
-    def complete(self, session: Session, answer: Answer, held: Held | None = None) -> None:
+    def complete(
+        self, session: Session, answer: Answer, held: Held | None = None, stop: Stop | None = None
+    ) -> AcceptanceTable:
         """Trace the questions that are missing or damaged, then join all parts in the order of the questions.
 
         held: traced already, elsewhere. They come first; then the queue's order, so that whatever is done when this is
-        killed has equal shares of all tasks.
+        killed has equal shares of all tasks. stop: asked before each question; where it ends the recording, the parts stay
+        for the next call, no table is written, and what is returned holds the questions so far.
         """
         self.parts.mkdir(exist_ok=True)
         held, questions = held or {}, {question.question_id: question for question in session.questions.questions}
@@ -75,11 +79,15 @@ class Recording:
         missing = [number for number in session.questions.queue if number in parts and parts[number] is None]
         missing.sort(key=lambda number: number not in held)
         for number in tqdm(missing, desc="recording", unit="question", disable=None, file=sys.stderr):
+            if stop and stop(sum(part is not None for part in parts.values())):
+                return join_tables([part for part in parts.values() if part is not None], self.facts)
             turns = held.get(number) or trace_question(session, questions[number], answer, self.facts["gamma_max"])
             parts[number] = AcceptanceTable(turns, self.facts)
             write_table(parts[number], self.part(questions[number]))
-        write_table(join_tables(list(parts.values()), self.facts), self.table)
+        whole = join_tables(list(parts.values()), self.facts)
+        write_table(whole, self.table)
         self.remove_parts()
+        return whole
 
     def remove_parts(self) -> None:
         if self.parts.exists():

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gammatune import __version__
+from gammatune.machine import name_cpu
 from gammatune.runs.monitor import open_gpu
 
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "hydra-core", "datasets", "safetensors", "gguf", "accelerate")
@@ -40,14 +41,6 @@ def describe_environment(device: torch.device, identity: dict) -> dict:
 
 def name_device(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else name_cpu()
-
-
-def name_cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def describe_gpu(device: torch.device) -> dict | None:

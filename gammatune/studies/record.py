@@ -13,8 +13,8 @@ from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
-from gammatune.replay.table import read_table
-from gammatune.runs.acceptance import Recording
+from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.runs.acceptance import Recording, Stop
 from gammatune.runs.earlier import Earlier
 from gammatune.runs.provenance import describe_environment
 from gammatune.runs.session import open_session
@@ -49,19 +49,27 @@ class Recorder:
 
     def run(self) -> Path:
         """Record what is missing; returns the table's path. Complete questions stay on disk whatever happens."""
-        started = time.perf_counter()
-        with hold_folder(self.recording.folder, "--out FOLDER"):
-            if not self.recording.finished():
-                self.stamp()
-                self.recording.complete(self.session, self.answer, self.held)
-            self.leave_texts()
-        self.seconds = time.perf_counter() - started
+        self.gather()
         return self.recording.table
 
-    def leave_texts(self) -> None:
+    def gather(self, stop: Stop | None = None) -> AcceptanceTable:
+        """The same, and the table itself. stop: ends it earlier, see `Recording.complete`."""
+        started = time.perf_counter()
+        with hold_folder(self.recording.folder, "--out FOLDER"):
+            if self.recording.finished():
+                table = read_table(self.recording.table)
+            else:
+                self.stamp()
+                table = self.recording.complete(self.session, self.answer, self.held, stop)
+            if self.recording.table.exists():
+                self.leave_texts(table)
+        self.seconds = time.perf_counter() - started
+        return table
+
+    def leave_texts(self, table: AcceptanceTable) -> None:
         file = self.recording.folder / PIECES_FILE
         if not has_texts(file):
-            ids, questions = name_ids(read_table(self.recording.table)), self.session.questions.questions
+            ids, questions = name_ids(table), self.session.questions.questions
             write_texts(file, self.session.pair.tokenizer, ids, questions)
 
     def stamp(self) -> None:

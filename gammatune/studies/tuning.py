@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gammatune.errors import UserError
-from gammatune.policies import Policy
+from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
 from gammatune.replay.speeds import Bench, measure_speeds
 from gammatune.studies.bootstrap import percentile_interval, resample_within
@@ -26,6 +26,13 @@ class Tuned:
 def grid_of(policy: Policy) -> list[dict]:
     """All combinations of the settings that its class names as worth trying; none where it names none."""
     return [dict(zip(policy.grid, point, strict=True)) for point in product(*policy.grid.values())] if policy.grid else []
+
+
+def chosen_settings(policy: Policy) -> dict:
+    """Those of its settings that say which one of its rule it is: what is worth trying, and what is unlike its defaults."""
+    option = POLICIES.options.get(policy.name)
+    usual = settings_of(option() if option else type(policy)())
+    return {name: value for name, value in settings_of(policy).items() if name in policy.grid or value != usual[name]}
 
 
 def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:

@@ -95,6 +95,7 @@ UNREAD = [
         "sweep TABLE --cost-ratio 9": "starts=[1] decode=sample model_pair=tiny-random tasks.limit=2",
         "record": "policy=fixed starts=[1] repetitions=2 policy.fixed.gamma=3 experiment=demo results=x acceptance=false",
         "prices": "policy=fixed starts=[1] +repetitions=2 experiment=demo plan=true ~policy",
+        "advise": "starts=[1] repetitions=2 experiment=demo results=x plan=true acceptance=false prices=x",
         "run": "hydra.run.dir=/proc/1/x hydra.job.chdir=true hydra.mode=MULTIRUN",
     }.items()
     for setting in settings.split()
@@ -137,6 +138,15 @@ OPTIONS = [
     command("headline TABLE --cost-ratio 1e400", "no number above 0"),
     command("headline TABLE --cost-ratio 4 --prices file", "not allowed with"),
     command("headline TABLE", "No prices: give --prices FILE"),
+    command("advise --table TABLE", "No prices: give --prices FILE"),
+    command("advise --table TABLE --cost-ratio 9", "Of at least 12 questions.* there are 4: give more with tasks.limit"),
+    command("advise --table TABLE --cost-ratio 0", "0 is no number above 0"),
+    command("advise --table TABLE --cost-ratio 9 tasks=demo", "tasks=demo is not read with --table"),
+    command("advise --table TABLE --cost-ratio 9 --minutes 2", "--minutes is not read with --table"),
+    command("advise --table file --cost-ratio 9", "file is no acceptance table"),
+    command("advise --table", "--table: expected one argument"),
+    command("advise --minutes=-1", "-1 is no number above 0"),
+    command("advise TABLE", "The command advise does not read acceptance.parquet"),
     command("headline TABLE --prices nowhere", "nowhere"),
     command("headline TABLE --prices .", r"\."),
     command("headline nowhere --cost-ratio 4", "nowhere"),

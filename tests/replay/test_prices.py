@@ -222,3 +222,17 @@ def test_a_missing_and_a_newer_file_are_refused(tmp_path):
     path.write_text(json.dumps(prices_to_json(CURVE) | {"schema": 3}))
     with pytest.raises(UserError, match="newer gammatune"):
         read_prices(path)
+
+
+def test_a_draft_of_another_price_changes_the_drafts_part_alone():
+    twice = CURVE.with_draft_price(2.0)
+    for drafting, doubled in ((CURVE.blind, twice.blind), (CURVE.watched, twice.watched)):
+        for name in ("step", "start", "catch_up"):
+            one, two = getattr(drafting, name), getattr(doubled, name)
+            assert (two.base, two.slope) == (2 * one.base, 2 * one.slope)
+    assert (twice.verify, twice.rest, twice.prefill_target) == (CURVE.verify, CURVE.rest, CURVE.prefill_target)
+    alone, both, doubled = CURVE.prefill_target, CURVE.prefill_both, twice.prefill_both
+    assert doubled.base == pytest.approx(alone.base + 2 * (both.base - alone.base))
+    assert doubled.slope == pytest.approx(alone.slope + 2 * (both.slope - alone.slope))
+    assert CURVE.with_draft_price(1.0) == CURVE
+    assert from_ratio(9).with_draft_price(0.5).ratio() == 18.0

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from replay.made_tables import contents
 from runs.tracing import count_traces, same
 from shipped import POLICIES, make_policy
 
@@ -66,6 +67,17 @@ def test_a_killed_recording_goes_on(make_recorder, recorded, monkeypatch, tmp_pa
     assert same(path, recorded)
     assert not recorder.recording.parts.exists()
     assert len(json.loads((folder / "provenance.json").read_text())["sessions"]) == 2
+
+
+def test_a_recording_that_is_told_to_stop_returns_what_it_has(make_recorder, recorded, monkeypatch, tmp_path):
+    recorder, asked = make_recorder(tmp_path), []
+    table = recorder.gather(lambda done: asked.append(done) or done == 2)
+    assert asked == [0, 1, 2] and [turn.question_id for turn in table.turns] == [9, 2]
+    assert not recorder.recording.table.exists() and len(list(recorder.recording.parts.iterdir())) == 2
+    traced = count_traces(monkeypatch)
+    whole = make_recorder(tmp_path).gather(lambda done: False)
+    assert len(traced) == 2 and contents(whole) == contents(read_table(recorded))
+    assert same(recorder.recording.table, recorded)
 
 
 def test_a_second_call_does_nothing(make_recorder, monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from gammatune.replay.speeds import build_bench, measure_speeds
 from gammatune.replay.table import AcceptanceTable
 from gammatune.studies import tuning
 from gammatune.studies.bootstrap import stratified_ratio_interval
-from gammatune.studies.tuning import grid_of, rank_tuned, tune_all
+from gammatune.studies.tuning import chosen_settings, grid_of, rank_tuned, tune_all
 
 EASY, HARD = "1" * 24, "0" * 24
 
@@ -88,3 +88,11 @@ def test_one_question_cannot_be_split():
     bench = build_bench(AcceptanceTable([make_turn(EASY)]), from_ratio(6))
     with pytest.raises(UserError, match="cannot be split for tuning: record more questions"):
         tune_all(bench, {"ar": POLICIES["ar"]()})
+
+
+def test_chosen_settings_are_the_grid_and_what_is_unlike_the_defaults():
+    assert chosen_settings(POLICIES["fixed"]()) == {"gamma": 5}
+    assert chosen_settings(POLICIES["hf_constant"]()) == {"gamma": 20}
+    assert chosen_settings(POLICIES["optimal_stopping_blind"]()) == {}
+    assert chosen_settings(POLICIES["optimal_stopping"](gamma=8)) == {"gamma": 8}
+    assert chosen_settings(POLICIES["svip"](carry="never")) == {"threshold": POLICIES["svip"]().threshold, "carry": "never"}
