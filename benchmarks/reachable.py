@@ -1,12 +1,13 @@
 """What no rule can reach: python benchmarks/reachable.py TABLE --prices FILE (or --cost-ratio C).
 
 The oracle knows which tokens will be accepted; a rule has the draft's signals and what happened before. How far is the
-oracle out of any rule's reach? Boosted trees learn the chance that a drafted token is accepted, on all questions but those
-that they are asked about: once the token is there, from its signals, those of the two tokens before and the answer's
-history; before it is there, from the same without its own signals. They are told more than a live rule can know: the outcome at every
-earlier position, drafted or not. The stopping rule of `optimal_stopping` over their chances, at the table's prices, is the
-bound printed here, without and with what the answer's own repeated contexts tell. Behind a wrong token, where the draft
-follows a text of its own, the chances of the answer's positions stand: what is drafted there is lost whatever they are.
+oracle out of any rule's reach? Boosted trees learn the chance that a drafted token is accepted, on all questions but
+those that they are asked about: once the token is there, from its signals, those of the two tokens before and the
+answer's history; before it is there, from the same without its own signals. They are told more than a live rule can
+know: the outcome at every earlier position, drafted or not. The stopping rule of `optimal_stopping` over their chances,
+at the table's prices, is the bound printed here, without and with what the answer's own repeated contexts tell. Behind
+a wrong token, where the draft follows a text of its own, the chances of the answer's positions stand: what is drafted
+there is lost whatever they are.
 
 The last line is one JSON object.
 """

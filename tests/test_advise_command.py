@@ -84,6 +84,8 @@ def test_a_table_is_answered_in_text_and_json(call):
     assert stored_advice("made") == found
     (text,) = Path("results/advice").glob("made-*/advice.md")
     assert out.startswith(text.read_text()) and str(text) in out
+    page = text.with_name("report.html")
+    assert str(page) in out and found["verdict"] in page.read_text()
     assert found["verdict"] in out and "## What to paste" in out and found["engines"][0]["line"] in out
     assert found["source"] == {
         "kind": "table",
@@ -161,6 +163,7 @@ def test_a_pair_is_measured_recorded_and_answered(call, monkeypatch):
     assert folder.name.startswith("tiny-random-prompts-")
     assert {file.name for file in folder.iterdir()} == {
         *("acceptance.parquet", "advice.json", "advice.md", "config.json", "lock", "prices.json", "provenance.json"),
+        *("pieces.json", "report.html"),
     }
     # what is there is taken as it is: the same table, the same prices, the same advice
     prices, traced = (folder / "prices.json").read_bytes(), count_traces(monkeypatch)

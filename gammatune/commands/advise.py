@@ -27,6 +27,7 @@ from gammatune.process import loading
 from gammatune.replay.prices import PRICES_FILE, PriceList, prices_to_json
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.report.advice import advice_json, advice_text
+from gammatune.report.page import PAGE, write_advice_page
 from gammatune.studies.advise import Advice, Models, PriceNote, advise, refuse_few
 from gammatune.tasks.questions import SPECBENCH_ENV, load_questions
 
@@ -73,9 +74,10 @@ def print_advice(options: argparse.Namespace) -> int:
     make_folder(subject.folder, "--out FOLDER")
     write_json(subject.folder / ADVICE_FILE, found)
     write_text(subject.folder / TEXT_FILE, f"{text}\n")
+    page = write_advice_page(found, subject.file, subject.folder / PAGE)
     if not options.json:
         print(text)
-        print(f"\n{printable(str(subject.folder / TEXT_FILE))}")
+        print(f"\n{printable(str(subject.folder / TEXT_FILE))}, {printable(str(page))}")
     print(json.dumps(found))
     return 0
 
