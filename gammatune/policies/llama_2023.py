@@ -34,7 +34,7 @@ class Llama2023(Policy):
     adapts_gamma: ClassVar[bool] = True
     watches_draft: ClassVar[bool] = True
     state_fields: ClassVar[tuple[str, ...]] = ("gamma_now",)
-    grid: ClassVar[dict[str, tuple]] = {"gamma_max": (4, 8, 30), "delta": (2, 4, 8), "ratio": (0.0, 2.0)}
+    grid: ClassVar[dict[str, tuple]] = {"gamma_max": (4, 8, 30), "delta": (2, 4, 8)}
 
     stop_token: str = "exclude"
     gamma: int = 16

@@ -118,7 +118,7 @@ def prices_of_rounds(run: StoredRun) -> PriceList | None:
 
 def watches(policy: str) -> bool:
     option = POLICIES.options.get(policy)
-    return bool(option and option.rule.watches_draft)
+    return bool(option and option().watches_draft)
 
 
 def step_price(rounds: pd.DataFrame) -> Drafting:

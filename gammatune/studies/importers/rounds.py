@@ -70,7 +70,7 @@ def build_schedule(name: str, gamma: int | None = None, max_new_tokens: int = MA
     choices = f"choose one of {', '.join(schedule_names())}"
     if name not in POLICIES:
         raise UserError(f"--schedule {name} is not known: {choices}.")
-    if POLICIES[name].rule.watches_draft:
+    if POLICIES[name]().watches_draft:
         raise UserError(f"--schedule {name} watches the draft, so a log does not tell its draft lengths: {choices}.")
     if name not in schedule_names():
         raise UserError(f"The draft lengths of --schedule {name} cannot be told from the rounds of a turn alone: {choices}.")
