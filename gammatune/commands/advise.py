@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 import re
 import time
 from dataclasses import dataclass, replace
@@ -22,14 +21,14 @@ from gammatune.compose import compose_config
 from gammatune.config import Checkpoint, PairConfig, RunConfig, TasksConfig
 from gammatune.errors import PLAIN_NAME, UserError, clip, one_line, printable, stopping_quietly
 from gammatune.files import content_hash, hash_file, make_folder, write_json, write_text
-from gammatune.machine import cache_dir, describe_sharing, name_cpu
+from gammatune.machine import describe_sharing, name_cpu
 from gammatune.process import loading
 from gammatune.replay.prices import PRICES_FILE, PriceList, prices_to_json
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.report.advice import advice_json, advice_text
 from gammatune.report.page import PAGE, write_advice_page
 from gammatune.studies.advise import Advice, Models, PriceNote, advise, refuse_few
-from gammatune.tasks.questions import SPECBENCH_ENV, load_questions
+from gammatune.tasks.questions import has_specbench, load_questions
 
 QUESTIONS, TOKENS, MINUTES = 60, 64, 20.0
 OUT = Path("results/advice")
@@ -162,11 +161,6 @@ def default_words(keys: list[str]) -> list[str]:
     tasks = "specbench" if "tasks.path" in keys or has_specbench() else "demo"
     words = [f"tasks={tasks}", "tasks.overlong=skip", f"decode.max_new_tokens={TOKENS}", "policy=[ar]"]
     return [*words, "tasks.checksum=null", "tasks.name=prompts"] if "tasks.path" in keys else words
-
-
-def has_specbench() -> bool:
-    """Whether Spec-Bench's questions are on this disk."""
-    return bool(os.environ.get(SPECBENCH_ENV)) or (cache_dir() / "specbench" / "question.jsonl").exists()
 
 
 def sample_tasks(tasks: TasksConfig, groups: int) -> TasksConfig:

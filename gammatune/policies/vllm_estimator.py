@@ -89,9 +89,8 @@ class VLLMEstimator(Priced):
 
     def plan(self) -> int:
         self.block = []  # of each drafted token: m, and the chance that was estimated of it
-        self.survival = self.expected = (
-            1.0  # that all drafted tokens are accepted; tokens of the round if drafting ends here
-        )
+        self.survival = 1.0  # chance that all drafted tokens are accepted
+        self.expected = 1.0  # tokens of the round if drafting ends here
         return self.gamma
 
     def read(self, signal: Signals) -> float:

@@ -65,15 +65,16 @@ def read_study(folder: Path) -> Study:
     bench = build_bench(table, curve)
     policies = {name: rule() for name, rule in POLICIES.items()}
     speeds = replay_all(bench, policies)
+    lengths = [bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
     return Study(
         facts=describe_table(table),
         curve=curve,
         speeds=speeds,
         headline=headline_frame(speeds),
-        ranking=rank_policies(bench, policies, speeds.by_policy["fixed"]),
+        ranking=rank_policies(bench, policies, speeds.by_policy["fixed"], lengths),
         tuned=rank_at_best(bench, policies) if bench.tuning.any() else None,
         starts=speeds_by_start(speeds),
-        lengths=compare_lengths(table, bench, speeds),
+        lengths=compare_lengths(table, bench, speeds, lengths),
         sensitivity=vary_settings(bench, speeds),
     )
 
@@ -89,17 +90,17 @@ def agreement(turns: list[AcceptanceTurn]) -> float:
     return float(np.mean(np.concatenate([turn.match for turn in turns]) == 1))
 
 
-def rank_policies(bench: Bench, policies: dict[str, Policy], fixed: np.ndarray) -> pd.DataFrame:
+def rank_policies(bench: Bench, policies: dict[str, Policy], fixed: np.ndarray, lengths: list[Replay]) -> pd.DataFrame:
     """Per policy with its own defaults, fastest first: ratios with intervals, regret to the oracle, what it drafted.
 
-    fixed: speeds of the fixed gammas [starts, questions].
+    fixed: speeds of the fixed gammas [starts, questions]. lengths: their replays.
     """
     done = {name: bench.replay(policy) for name, policy in policies.items() if name not in ("fixed", "tuned_fixed")}
     by_policy = {name: bench.speeds_of(each, policies[name].watches_draft)[None] for name, each in done.items()}
     speeds = Speeds(by_policy | {"fixed": fixed}, bench.task, bench.tuning)
     tuned = speeds.tuned_gamma()
     speeds.by_policy["tuned_fixed"] = fixed[[tuned]]
-    done |= {f"fixed {gamma}": bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS}
+    done |= {f"fixed {gamma}": each for gamma, each in zip(STARTS, lengths, strict=True)}
     done["tuned_fixed"] = done[f"fixed {STARTS[tuned]}"]
     rows = [rank_row(bench, speeds, name, each) for name, each in done.items()]
     return pd.DataFrame(rows).sort_values("over_autoregressive", ascending=False, kind="stable", ignore_index=True)
@@ -138,15 +139,18 @@ def speeds_by_start(speeds: Speeds) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["start", "policy", "over_autoregressive"])
 
 
-def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds) -> pd.DataFrame:
-    """Columns task, questions, agreement, gamma, over_autoregressive, mean_accepted_tokens, best (the task's fastest)."""
-    replays = [bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
-    rounds = np.stack([done.sum_by_turn(np.ones(done.rounds)) for done in replays])  # [lengths, turns]
+def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds, lengths: list[Replay]) -> pd.DataFrame:
+    """Columns task, questions, agreement, gamma, over_autoregressive, mean_accepted_tokens, best (the task's fastest).
+
+    lengths: replays of the fixed gammas, by start.
+    """
+    rounds = np.stack([done.sum_by_turn(np.ones(done.rounds)) for done in lengths])  # [starts, turns]
     rows = []
     for task in [*order_tasks(speeds.task), OVERALL]:
         part, turns = speeds.part(task), [task in (turn.task, OVERALL) for turn in table.turns]
         known = agreement([turn for turn in table.turns if task in (turn.task, OVERALL)])
         alone, emitted = speeds.by_policy["ar"][0, part].mean(), bench.tokens[part].sum()
+        best = speeds.best_gamma(task)
         for index, gamma in enumerate(STARTS):
             rows.append(
                 {
@@ -156,7 +160,7 @@ def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds) -> pd.
                     "gamma": gamma,
                     "over_autoregressive": speeds.by_policy["fixed"][index, part].mean() / alone,
                     "mean_accepted_tokens": emitted / rounds[index, turns].sum(),
-                    "best": index == speeds.best_gamma(task),
+                    "best": index == best,
                 }
             )
     return pd.DataFrame(rows)

@@ -80,9 +80,19 @@ def find_question_file(config: TasksConfig, url: str = SPECBENCH_URL) -> tuple[P
     return path, content
 
 
+def cached_specbench() -> Path:
+    """Where a fetched copy lies, or would."""
+    return cache_dir() / "specbench" / "question.jsonl"
+
+
+def has_specbench() -> bool:
+    """Whether Spec-Bench's questions are on this disk."""
+    return bool(os.environ.get(SPECBENCH_ENV)) or cached_specbench().exists()
+
+
 def fetch_specbench(url: str) -> Path:
     """The cached copy of Spec-Bench's questions, downloaded and checked on first use."""
-    path = cache_dir() / "specbench" / "question.jsonl"
+    path = cached_specbench()
     if not path.exists():
         content = download(url)
         check_sha256(content, SPECBENCH_SHA256, f"What {url} served", HOW_TO_GET)

@@ -21,3 +21,12 @@ def draft_block(policy, signals: list[Signals]) -> int:
         if not policy.keep_drafting(seen):
             return seen.index + (policy.stop_token == "include")
     return min(planned, len(signals))
+
+
+def play(policy, rounds: int, matches: int) -> list[int]:
+    """Plans while the target would accept `matches` tokens of any block, and every token is sure."""
+    plans = []
+    for _ in range(rounds):
+        plans.append(policy.plan())
+        policy.observe(finished(plans[-1], min(matches, plans[-1])))
+    return plans

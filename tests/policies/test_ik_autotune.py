@@ -1,18 +1,9 @@
 """ik_llama.cpp's autotune against hand-computed rounds, its draws and its starting again."""
 
 import pytest
-from made import finished, signal
+from made import finished, play, signal
 
 from gammatune.policies import POLICIES
-
-
-def play(policy, rounds: int, matches: int) -> list[int]:
-    """Plans while the target would accept `matches` tokens of any block, and every token is sure."""
-    plans = []
-    for _ in range(rounds):
-        plans.append(policy.plan())
-        policy.observe(finished(plans[-1], min(matches, plans[-1])))
-    return plans
 
 
 def test_lengths_and_thresholds_are_those_of_the_source_and_the_users_own():

@@ -3,18 +3,9 @@
 from math import log, sqrt
 
 import pytest
-from made import finished
+from made import finished, play
 
 from gammatune.policies import POLICIES
-
-
-def play(policy, rounds: int, matches: int) -> list[int]:
-    """Plans while the target would accept `matches` tokens of any block."""
-    plans = []
-    for _ in range(rounds):
-        plans.append(policy.plan())
-        policy.observe(finished(plans[-1], min(matches, plans[-1])))
-    return plans
 
 
 def test_each_arm_is_played_once_first():
