@@ -68,7 +68,7 @@ def print_advice(options: argparse.Namespace) -> int:
     policies = choose_policies(policy_words(options.settings), subject.table)
     advice = advise(subject.table, subject.curve, subject.note, policies, subject.models)
     advice.warnings += subject.warnings
-    found = describe(subject, advice)
+    found = advice_json(advice, subject.kind, one_line(subject.name), str(subject.file))
     text = printable(advice_text(found))
     make_folder(subject.folder, "--out FOLDER")
     write_json(subject.folder / ADVICE_FILE, found)
@@ -79,10 +79,6 @@ def print_advice(options: argparse.Namespace) -> int:
         print(f"\n{printable(str(subject.folder / TEXT_FILE))}, {printable(str(page))}")
     print(json.dumps(found))
     return 0
-
-
-def describe(subject: Subject, advice: Advice) -> dict:
-    return advice_json(advice, subject.kind, one_line(subject.name), str(subject.file))
 
 
 def policy_words(settings: list[str]) -> list[str]:

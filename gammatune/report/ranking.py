@@ -14,7 +14,7 @@ from gammatune.report.names import policy_name, task_name
 from gammatune.runs.store import BASELINE, StoredRun
 from gammatune.studies.headline import OVERALL, STARTS, Speeds, find_replayable, order_tasks, replay_all
 
-SLOW = ("hf_confidence_online",)  # fits a model at every answer, which takes longer than all others together
+SLOW = ("hf_confidence_online",)  # goes through all of its samples in every round, the slowest replay of all
 LARGE = 20_000  # tokens of a table on which that is left out
 FEWEST = 3  # rounds that a median is taken of
 MOST_TASKS = 16  # that are drawn
