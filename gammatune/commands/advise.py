@@ -27,7 +27,7 @@ from gammatune.replay.prices import PRICES_FILE, PriceList, prices_to_json
 from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.report.advice import advice_json, advice_text
 from gammatune.report.page import PAGE, write_advice_page
-from gammatune.studies.advise import Advice, Models, PriceNote, advise, refuse_few
+from gammatune.studies.advise import Models, PriceNote, advise, refuse_few
 from gammatune.tasks.questions import has_specbench, load_questions
 
 QUESTIONS, TOKENS, MINUTES = 60, 64, 20.0
