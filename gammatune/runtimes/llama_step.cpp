@@ -10,7 +10,8 @@
 // contiguous vectors; values as [kv heads, positions, head size].
 //
 // One or two tokens are multiplied by vector instructions; from TILES_FROM on, where a processor has them, by tile
-// instructions (AMX), with which sixteen tokens cost about what one does. Each kind adds up a row in one order, whatever the
+// instructions (AMX), with which sixteen tokens cost about what one does. With vectors of 8 numbers, which leave few
+// registers, several tokens take their products lane by lane, see there; the sums are the same. Each kind adds up a row in one order, whatever the
 // count of tokens and threads, but the two orders differ: a token fed alone or with one other gives the same bits, and
 // without tiles (in float always) a token in any feed does. Products of bytes add up integers, so they are the same always.
 //
@@ -30,6 +31,9 @@
 #endif
 #if defined(__AVX2__) && !defined(__AVX512VNNI__)
 #define SHORT_PRODUCTS  // of 16-bit numbers, where no instruction multiplies bytes
+#endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define BY_LANES
 #endif
 #if defined(__AVX2__) || defined(__AVX512BF16__) || defined(__AVX512VNNI__) || defined(TILES)
 #include <immintrin.h>
@@ -71,6 +75,15 @@ Floats load(const bfloat16* from) {
     Halves h;
     std::memcpy(&h, from, sizeof h);
     return (Floats)(__builtin_convertvector(h, Words) << 16);
+}
+
+float widen(float value) { return value; }
+
+float widen(bfloat16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
 }
 
 void store(float value, float* to) { *to = value; }
@@ -277,6 +290,135 @@ void multiply_by_vectors(const T* w, const Factor<T>* x, int64_t in, Range panel
         }
     }
 }
+
+#ifdef BY_LANES
+// Several tokens against a panel, in the same sums as dot_rows: lane i of a row's vector adds up every 8th column (every 8th
+// pair of columns in bfloat16), and the 8 lanes are added at the end. Here a vector holds 8 rows instead, and one lane is
+// summed after another. So a register serves as many products as there are tokens and each weight is loaded once for six of
+// them: up to six tokens cost what one does, the time to read the weights. For that a panel is turned first.
+
+constexpr int64_t LANE_WORDS = 8;
+
+// 8 x 8 words, rows to columns
+void transpose(__m256 rows[8]) {
+    __m256 pairs[8], fours[8];
+    for (int i = 0; i < 8; i += 2) {
+        pairs[i] = _mm256_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm256_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            fours[i + 2 * j] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0b01000100);
+            fours[i + 2 * j + 1] = _mm256_shuffle_ps(pairs[i + j], pairs[i + j + 2], 0b11101110);
+        }
+    for (int i = 0; i < 4; i++) {
+        rows[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
+        rows[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
+    }
+}
+
+// A panel [in / 16][PANEL rows][16 words] to [8 lanes][words / 8][PANEL rows]; `words` of each row, of one float or two
+// bfloat16 each
+void turn_panel(const float* panel, int64_t words, float* to) {
+    int64_t steps = words / LANE_WORDS;
+    for (int64_t step = 0; step < steps; step++)
+        for (int64_t first = 0; first < PANEL; first += 8) {
+            const float* from = panel + step / 2 * PANEL * 16 + step % 2 * LANE_WORDS + first * 16;
+            __m256 rows[8];
+            for (int r = 0; r < 8; r++) rows[r] = _mm256_loadu_ps(from + r * 16);
+            transpose(rows);
+            for (int lane = 0; lane < 8; lane++) _mm256_storeu_ps(to + (lane * steps + step) * PANEL + first, rows[lane]);
+        }
+}
+
+// x [n, in] to [groups of up to 6 tokens][8 lanes][words / 8][1 or 2 columns of a word][tokens of the group]
+template <class T>
+void pack_lanes(const T* x, int64_t in, int64_t n, float* to) {
+    constexpr int64_t IN_WORD = 4 / sizeof(T);
+    int64_t steps = in / IN_WORD / LANE_WORDS;
+    for (int64_t first = 0; first < n; first += TOKEN_GROUP) {
+        int64_t count = n - first < TOKEN_GROUP ? n - first : TOKEN_GROUP;
+        for (int64_t t = 0; t < count; t++)
+            for (int64_t step = 0; step < steps; step++)
+                for (int64_t lane = 0; lane < LANE_WORDS; lane++)
+                    for (int64_t c = 0; c < IN_WORD; c++)
+                        to[((lane * steps + step) * IN_WORD + c) * count + t] =
+                            widen(x[(first + t) * in + (step * LANE_WORDS + lane) * IN_WORD + c]);
+        to += count * in;
+    }
+}
+
+// sums[t] += the 16 rows' column times number t of x, for N tokens
+template <int N>
+void add_column(__m256 low, __m256 high, const float* x, __m256 (&sums)[N][2]) {
+#pragma GCC unroll 6
+    for (int t = 0; t < N; t++) {
+        __m256 factor = _mm256_broadcast_ss(x + t);
+        sums[t][0] = _mm256_fmadd_ps(low, factor, sums[t][0]);
+        sums[t][1] = _mm256_fmadd_ps(high, factor, sums[t][1]);
+    }
+}
+
+// One lane of a turned panel against N tokens; to [N, 16 rows], added to what is there but for the first lane. next: what
+// the memory should bring meanwhile, a cache line each step, or null
+template <int N, class T>
+void multiply_lane(const float* w, const float* x, int64_t steps, bool first, const char* next, float* to) {
+    __m256 sums[N][2];
+#pragma GCC unroll 6  // else GCC keeps the sums in memory
+    for (int t = 0; t < N; t++) sums[t][0] = sums[t][1] = _mm256_setzero_ps();
+    for (int64_t step = 0; step < steps; step++, w += PANEL, x += 4 / sizeof(T) * N) {
+        if (next) __builtin_prefetch(next + 64 * step, 0, 2);
+        __m256 low = _mm256_loadu_ps(w), high = _mm256_loadu_ps(w + 8);
+        if constexpr (sizeof(T) == 4) {
+            add_column<N>(low, high, x, sums);
+        } else {
+            const __m256 odd = (__m256)_mm256_set1_epi32(0xffff0000);
+            add_column<N>((__m256)_mm256_slli_epi32((__m256i)low, 16), (__m256)_mm256_slli_epi32((__m256i)high, 16), x, sums);
+            add_column<N>(_mm256_and_ps(low, odd), _mm256_and_ps(high, odd), x + N, sums);
+        }
+    }
+#pragma GCC unroll 6
+    for (int t = 0; t < N; t++)
+        for (int half = 0; half < 2; half++) {
+            float* place = to + t * PANEL + 8 * half;
+            _mm256_storeu_ps(place, first ? sums[t][half] : _mm256_add_ps(_mm256_loadu_ps(place), sums[t][half]));
+        }
+}
+
+// put(row, token, W x) for one turned panel and N tokens from `token` on
+template <int N, class T, class Put>
+void multiply_turned(const float* w, const float* x, int64_t steps, int64_t row, int64_t token, const char* next, Put put) {
+    float sums[N * PANEL];
+    for (int64_t lane = 0; lane < 8; lane++) {
+        multiply_lane<N, T>(w, x, steps, lane == 0, next, sums);
+        w += steps * PANEL, x += steps * 4 / sizeof(T) * N;
+        if (next) next += 64 * steps;
+    }
+    for (int t = 0; t < N; t++)
+        for (int64_t r = 0; r < PANEL; r++) put(row + r, token + t, sums[t * PANEL + r]);
+}
+
+// put(row, token, W x) for the rows of these panels and x as pack_lanes leaves it; turned: for one panel
+template <class T, class Put>
+void multiply_by_lanes(const T* w, const float* packed, float* turned, int64_t in, Range panels, int64_t n, Put put) {
+    int64_t words = in * sizeof(T) / 4, steps = words / LANE_WORDS;
+    for (int64_t p = panels.first, row = p * PANEL; p < panels.end; p++, row += PANEL) {
+        turn_panel((const float*)(w + p * PANEL * in), words, turned);
+        for (int64_t t = 0; t < n; t += TOKEN_GROUP) {
+            const char* next = t == 0 && p + 1 < panels.end ? (const char*)(w + (p + 1) * PANEL * in) : nullptr;
+            const float* x = packed + t * in;
+            switch (n - t) {
+                case 1: multiply_turned<1, T>(turned, x, steps, row, t, next, put); break;
+                case 2: multiply_turned<2, T>(turned, x, steps, row, t, next, put); break;
+                case 3: multiply_turned<3, T>(turned, x, steps, row, t, next, put); break;
+                case 4: multiply_turned<4, T>(turned, x, steps, row, t, next, put); break;
+                case 5: multiply_turned<5, T>(turned, x, steps, row, t, next, put); break;
+                default: multiply_turned<TOKEN_GROUP, T>(turned, x, steps, row, t, next, put);
+            }
+        }
+    }
+}
+#endif
 
 #ifdef TILES
 constexpr bool HAS_TILES = true;
@@ -579,7 +721,7 @@ struct Buffers {
     void *swiglu;      // [n, intermediate]
     float *scores;     // [TOKEN_GROUP, positions] of one head, softmax weights later
     void *normed;      // [n, hidden]
-    void *packed;      // tokens in the order of tile products, or in fixed point
+    void *packed;      // tokens in the order of tile products or lane by lane, with one panel, or in fixed point
     int64_t packed_words;
 };
 
@@ -623,6 +765,13 @@ struct Pass {
                 if (!again) pack_tokens(x, in, count, packed);
                 return multiply_by_tiles(w, packed, in, panels, count, put);
             }
+#endif
+#ifdef BY_LANES
+        if (count > 1) {
+            float* lanes = (float*)packed;
+            if (!again) pack_lanes(x, in, count, lanes);
+            return multiply_by_lanes(w, lanes, lanes + count * in, in, panels, count, put);
+        }
 #endif
         if constexpr (std::is_same_v<T, Factor<T>>) return multiply_by_vectors(w, x, in, panels, count, put);
         float* factors = (float*)packed;
