@@ -6,6 +6,7 @@ import sys
 from gammatune.commands import (
     advise,
     bounds,
+    drafters,
     export_answers,
     headline,
     import_answers,
@@ -19,7 +20,7 @@ from gammatune.commands import (
 from gammatune.commands.options import READS, Parser, refuse_unread
 from gammatune.errors import UserError, clip, exit_code_of
 
-COMMANDS = (run, record, prices, headline, sweep, advise, bounds, import_answers, export_answers, report, show)
+COMMANDS = (run, record, prices, headline, sweep, drafters, advise, bounds, import_answers, export_answers, report, show)
 
 
 def main(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,36 @@ def test_measured_prices_beside_the_table_are_found(call, tmp_path):
     assumed = json.loads(call("headline", tmp_path, "--cost-ratio", 9, *words)[1])
     assert measured["gammatune"] == assumed["gammatune"]
     assert measured["svip"]["over_mean_fixed"] < assumed["svip"]["over_mean_fixed"]
+
+
+def test_drafters_compares_tables_under_the_policies_that_are_named(folder, call, tmp_path):
+    turns = [
+        replace(turn, trace=replace(turn.trace, signals=None, continuations=None))
+        for turn in read_table(folder / "acceptance.parquet").turns
+    ]
+    (tmp_path / "own").mkdir()
+    write_table(
+        AcceptanceTable(turns, {"drafter": {"name": "lookup"}, "forwards_per_token": 0}),
+        tmp_path / "own" / "acceptance.parquet",
+    )
+    words = [
+        "drafters",
+        folder,
+        tmp_path / "own",
+        "--cost-ratio",
+        9,
+        "--csv",
+        tmp_path / "all.csv",
+        "policy=[fixed,gammatune_plus]",
+    ]
+    code, out, err = call(*words)
+    assert code == 0, err
+    assert "10 questions (all tables hold the same answers)" in out and "no forwards" in out and "By task:" in out
+    with (tmp_path / "all.csv").open() as lines:
+        pairings = {(row["drafter"], row["policy"]) for row in csv.DictReader(lines)}
+    assert pairings == {("draft model", "fixed"), ("draft model", "gammatune_plus"), ("prompt lookup", "fixed")}
+    code, out, err = call("drafters", folder, "--cost-ratio", 9)
+    assert code == 2 and "name the tables of two drafters or more" in err
 
 
 def test_headline_of_an_imported_log_gives_bounds(imported, call):

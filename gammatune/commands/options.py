@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gammatune.compose import compose_config
+from gammatune.config import RunConfig
 from gammatune.errors import UserError, clip
 from gammatune.policies import Policy
 from gammatune.replay.prices import PriceList, from_ratio, read_prices
@@ -25,6 +26,7 @@ READS = {
     "headline": ("policy",),
     "sweep": ("policy",),
     "bounds": ("policy",),
+    "drafters": ("policy",),
     "advise": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "seed"),
 }
 
@@ -118,6 +120,23 @@ def read_told(file: Path) -> PriceList:
     if strange := curve.find_implausible():
         print(f"Remark: in {file} {strange}, so no draft can pay: measure the prices on a quiet machine.", file=sys.stderr)
     return curve
+
+
+def prepare_csv(path: Path) -> None:
+    """Before the replay, not after it. Raises UserError where the file cannot be written."""
+    there = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --csv.") from error
+
+
+def compose_work(settings: list[str]) -> RunConfig:
+    """For a command that reads no policy: run's own may watch signals that a drafter does not have. Raises UserError."""
+    return compose_config(["policy=ar", *settings])
 
 
 def choose_policies(settings: list[str], table: AcceptanceTable) -> dict[str, Policy]:

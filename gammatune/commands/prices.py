@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gammatune.commands.options import add_settings, whole
-from gammatune.compose import compose_config
+from gammatune.commands.options import add_settings, compose_work, whole
 from gammatune.errors import UserError
 from gammatune.process import loading
 
@@ -32,7 +31,7 @@ def read_lengths(text: str) -> tuple[int, ...]:
 
 
 def measure_prices(options: argparse.Namespace) -> int:
-    config = compose_config(options.settings)
+    config = compose_work(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():
         from gammatune.runs.measure_prices import (

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gammatune.commands.options import add_settings, whole
-from gammatune.compose import compose_config
+from gammatune.commands.options import add_settings, compose_work, whole
 from gammatune.errors import stopping_quietly
 from gammatune.process import loading
 
@@ -26,12 +25,19 @@ def add_command(commands) -> None:
         help="take over the questions of an earlier table of the same pair, question file and settings, or of a recording "
         "that was stopped: a table, or the folder of either",
     )
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        metavar="TABLE",
+        help="the target's answers, from a table of the same target and settings with another drafter: no forward of the "
+        "target is needed for them",
+    )
     parser.add_argument("--out", type=Path, default=Path("results/acceptance"), help="folder of all tables")
     parser.set_defaults(command=record_table)
 
 
 def record_table(options: argparse.Namespace) -> int:
-    config = compose_config(options.settings)
+    config = compose_work(options.settings)
     # Heavy imports only once the config is known to be good
     with loading():
         from gammatune.drafters.known import read_known
@@ -40,7 +46,8 @@ def record_table(options: argparse.Namespace) -> int:
 
     known = read_known(options.known) if options.known else None
     earlier = read_earlier(options.extend) if options.extend else None
-    recorder = Recorder(config, options.out, options.gamma_max, known, earlier)
+    answers = read_earlier(options.answers, answers_alone=True) if options.answers else None
+    recorder = Recorder(config, options.out, options.gamma_max, known, earlier, answers)
     with stopping_quietly():
         path = recorder.run()
     print(recorder.describe_times(), file=sys.stderr)

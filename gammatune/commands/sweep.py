@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table
+from gammatune.commands.options import add_prices, add_settings, add_table, find_prices, find_table, prepare_csv
 from gammatune.compose import read_words
-from gammatune.errors import UserError, as_written
+from gammatune.errors import as_written
 from gammatune.files import write_text
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import read_table
@@ -33,18 +33,6 @@ def print_sweep(options: argparse.Namespace) -> int:
         write_text(options.csv, found.settings.to_csv(index=False))
     print(sweep_text(name, found))
     return 0
-
-
-def prepare_csv(path: Path) -> None:
-    """Before the replay, not after it. Raises UserError where the file cannot be written."""
-    there = path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-        if not there:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --csv.") from error
 
 
 def sweep_text(name: str, found: Sweep) -> str:

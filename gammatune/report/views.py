@@ -128,6 +128,35 @@ def tuned_view(tuned: pd.DataFrame) -> pd.DataFrame:
     return view
 
 
+def drafters_view(drafters: pd.DataFrame) -> pd.DataFrame:
+    """What each drafter is, whatever the policy."""
+    return pd.DataFrame(
+        {
+            "drafter": drafters["drafter"],
+            "T_target / T_draft": ["no forwards" if math.isinf(r) else number(r, ".1f") for r in drafters["ratio"]],
+            "first token right": drafters["agreement"].map("{:.1%}".format),
+            "oracle": drafters["oracle"].map(number),
+        }
+    )
+
+
+def pairings_view(pairings: pd.DataFrame) -> pd.DataFrame:
+    """Drafters under policies, with the settings chosen."""
+    view = pd.DataFrame({"drafter": pairings["drafter"], "policy": pairings["policy"].map(policy_name)})
+    view["settings chosen"] = pairings["settings"].where(pairings["settings"] != "", "as shipped")
+    view[plain("over_autoregressive")] = metric_cells(pairings, "over_autoregressive")
+    for column in ("mean_accepted_tokens", "acceptance_rate", "drafted_per_round"):
+        view[plain(column)] = pairings[column].map(number)
+    return view
+
+
+def pairings_by_task_view(by_task: pd.DataFrame) -> pd.DataFrame:
+    """Drafters under policies as rows, tasks as columns: speed over the target alone."""
+    named = by_task.assign(policy=by_task["policy"].map(policy_name), cell=by_task["over_autoregressive"].map(number))
+    wide = spread(named, ["drafter", "policy"], "task")
+    return wide.rename(columns=task_name).reset_index()
+
+
 def starts_view(starts: pd.DataFrame) -> pd.DataFrame:
     wide = starts.pivot(index="start", columns="policy", values="over_autoregressive")[["fixed", *ADAPTIVE]]
     return wide.map(number).rename(columns=policy_name).reset_index()

@@ -1,7 +1,8 @@
 """Questions that an earlier table of the same work holds already, finished or not, for a recording that goes beyond it.
 
 Greedy answers and their traces depend on everything in a table's facts but on which questions are beside them. So whole
-questions may be taken over where all other facts are equal, those of the question file's checksum included.
+questions may be taken over where all other facts are equal, those of the question file's checksum included. The answers do
+not depend on the drafter either: a table of another one has them for it.
 """
 
 import json
@@ -20,6 +21,8 @@ from gammatune.tasks.questions import Question
 SELECTION = ("name", "source", "include", "limit", "seed")  # facts of the tasks that choose questions
 NAMED = 3  # differences that a sentence names at most
 REMEDY = "give a table of the same pair, question file, drafter and settings, or leave --extend out"
+REMEDY_ANSWERS = "give a table of the same target, question file and settings, or leave --answers out"
+OF_DRAFTER = ("pair", "drafter", "gamma_max", "forwards_per_token")  # facts that no answer depends on
 
 
 @dataclass
@@ -29,13 +32,23 @@ class Earlier:
     path: Path  # as it was given
     tables: dict[Path, AcceptanceTable]  # by file
     sha256: dict[str, str]  # of each file, by its name
+    answers_alone: bool = False  # whether it may be of another drafter, whose proposals nobody asks for
+
+    @property
+    def refusal(self) -> str:
+        return "has no answers for this recording" if self.answers_alone else "cannot be extended"
+
+    @property
+    def remedy(self) -> str:
+        return REMEDY_ANSWERS if self.answers_alone else REMEDY
 
     def check_facts(self, facts: dict) -> None:
+        compared = drafter_left_out if self.answers_alone else dict
         for file, table in self.tables.items():
-            if differing := find_differences(table.facts, facts):
+            if differing := find_differences(compared(table.facts), compared(facts)):
                 shown = "; ".join(differing[:NAMED])
                 more = f"; and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
-                raise UserError(f"{file} cannot be extended, since {shown}{more}: {REMEDY}.")
+                raise UserError(f"{file} {self.refusal}, since {shown}{more}: {self.remedy}.")
 
     def select(self, session: Session, facts: dict) -> Held:
         """Those of the session's questions that are here with all their turns. facts: of the new table.
@@ -62,8 +75,8 @@ class Earlier:
             there, here = (turn.prompt_tokens, turn.budget), (len(prompt), session.budget(len(prompt)))
             if there != here:
                 raise UserError(
-                    f"{self.path} cannot be extended: turn {turn.turn + 1} of question {question.question_id} has "
-                    f"{there[0]} tokens and {there[1]} for its answer there, but {here[0]} and {here[1]} here; {REMEDY}."
+                    f"{self.path} {self.refusal}: turn {turn.turn + 1} of question {question.question_id} has {there[0]} "
+                    f"tokens and {there[1]} for its answer there, but {here[0]} and {here[1]} here; {self.remedy}."
                 )
             answers.append(answer_text(session.pair.tokenizer, turn.output_ids.tolist()))
 
@@ -73,12 +86,12 @@ class Earlier:
         return {"folder": (folder if folder.is_dir() else folder.parent).name, "files": self.sha256, "questions": len(held)}
 
 
-def read_earlier(path: Path) -> Earlier:
+def read_earlier(path: Path, answers_alone: bool = False) -> Earlier:
     """A table, a folder that holds one, or the folder of a recording that is not finished.
 
     A damaged part is left out, which is told. Raises UserError where nothing can be read.
     """
-    tables = {}
+    tables, option = {}, "--answers" if answers_alone else "--extend"
     for file in find_files(path):
         try:
             tables[file] = read_table(file)
@@ -88,10 +101,10 @@ def read_earlier(path: Path) -> Earlier:
             print(one_line(f"gammatune: {file} is left out: {error}"), file=sys.stderr)
     if not tables:
         raise UserError(
-            f"{path} holds neither an acceptance table nor parts of a recording: give --extend what an earlier "
+            f"{path} holds neither an acceptance table nor parts of a recording: give {option} what an earlier "
             "`gammatune record` has made."
         )
-    return Earlier(path, tables, {file.name: hash_file(file) for file in tables})
+    return Earlier(path, tables, {file.name: hash_file(file) for file in tables}, answers_alone)
 
 
 def find_files(path: Path) -> list[Path]:
@@ -118,6 +131,17 @@ def choice_left_out(facts: dict) -> dict:
     tasks = facts.get("tasks")
     tasks = {name: value for name, value in tasks.items() if name not in SELECTION} if isinstance(tasks, dict) else tasks
     return {name: value for name, value in facts.items() if name != "overlong"} | {"tasks": tasks}
+
+
+def drafter_left_out(facts: dict) -> dict:
+    """What the target's answers depend on."""
+    left = {name: value for name, value in facts.items() if name not in OF_DRAFTER}
+    weights, quantization = facts.get("weights"), facts.get("quantization")
+    if isinstance(weights, dict):
+        left["weights"] = weights.get("target")
+    if isinstance(quantization, list):
+        left["quantization"] = quantization[:1]
+    return left
 
 
 def flatten(facts: dict, prefix: str = "") -> dict:

@@ -127,10 +127,10 @@ class Speeds:
         return resample_within(np.stack(list(self.rows.values()))[:, which], self.task[which])
 
 
-def find_replayable(table: AcceptanceTable) -> dict[str, Policy]:
-    """Every known policy with its own settings that this table has the signals and ids for."""
+def find_replayable(table: AcceptanceTable, policies: dict[str, Policy] | None = None) -> dict[str, Policy]:
+    """Those policies that this table has the signals and ids for; of every known one with its own settings by default."""
     named_text = all(len(turn.output_ids) for turn in table.turns)
-    made = {name: option() for name, option in POLICIES.items()}
+    made = {name: option() for name, option in POLICIES.items()} if policies is None else policies
     return {n: p for n, p in made.items() if (table.watched or not p.watches_draft) and (named_text or not p.reads_text)}
 
 

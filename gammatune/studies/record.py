@@ -13,7 +13,7 @@ from gammatune.machine import LoadWatch
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.records import SCHEMA
-from gammatune.replay.table import AcceptanceTable, read_table
+from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, read_table
 from gammatune.runs.acceptance import Recording, Stop
 from gammatune.runs.earlier import Earlier
 from gammatune.runs.provenance import describe_environment
@@ -30,9 +30,18 @@ class Recorder:
 
     known: (question id, turn) -> ids of answers that are perhaps the target's own; it checks them in blocks.
     earlier: a table of the same work on other questions of the same file; what both have is taken over.
+    answers: a table of the same target with another drafter; its answers are taken as they are, without a forward.
     """
 
-    def __init__(self, config: RunConfig, out: Path, depth: int, known: dict | None = None, earlier: Earlier | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        depth: int,
+        known: dict | None = None,
+        earlier: Earlier | None = None,
+        answers: Earlier | None = None,
+    ):
         if not config.decode.greedy:
             raise UserError("An acceptance table exists for greedy decoding only: set decode=greedy.")
         if not 1 <= depth <= 120:
@@ -44,6 +53,8 @@ class Recorder:
         self.session = open_session(config)
         facts = self.session.table_facts(depth)
         self.held = earlier.select(self.session, facts) if earlier else {}
+        self.answers = answers
+        self.answered = answers.select(self.session, facts) if answers else {}
         name = f"{self.session.pair.name}-{config.tasks.name}-{content_hash({'schema': SCHEMA, **facts})}"
         self.recording = Recording(out / name, facts)
 
@@ -83,9 +94,15 @@ class Recorder:
             here |= {"extended": self.earlier.describe(self.held)}
             taken = f"{len(self.held)} of {len(self.session.questions.questions)} questions"
             print(printable(f"{taken} are taken over from {self.earlier.path}."), file=sys.stderr)
+        if self.answers:
+            here |= {"answers": self.answers.describe(self.answered)}
+            taken = f"{len(self.answered)} of {len(self.session.questions.questions)} questions"
+            print(printable(f"Answers to {taken} are those of {self.answers.path}."), file=sys.stderr)
         write_json(path, {"sessions": [*there, here]})
 
     def answer(self, question: Question, turn: int, prompt: list[int]) -> Generation:
+        if question.question_id in self.answered:
+            return take_answer(self.answered[question.question_id][turn])
         started = time.perf_counter()
         known = self.known.get((question.question_id, turn))
         made = self.confirm(prompt, known) if known else self.decode(prompt)
@@ -105,13 +122,18 @@ class Recorder:
     def describe_times(self) -> str:
         """What this call spent on the target's answers and on the drafter beside them."""
         if not self.answer_seconds:
-            return "Nothing was left to record."
+            return "No answer of the target was left to make."
         traced = self.seconds - self.answer_seconds
         warning = self.load.warning("these times")
         return (
             f"Answers of the target {self.answer_seconds:.1f} s, the drafter beside them {traced:.1f} s: "
             f"{self.seconds / self.answer_seconds:.2f} times the answers alone." + (f" {warning}" if warning else "")
         )
+
+
+def take_answer(turn: AcceptanceTurn) -> Generation:
+    """An answer that an earlier table holds; its time is unknown and its rounds were never run."""
+    return Generation(turn.output_ids.tolist(), turn.finish, prefill_ms=0, wall_ms=0, rounds=[])
 
 
 def read_sessions(file: Path) -> list:

@@ -47,10 +47,12 @@ def make_runner(make_config, small, on_tables):
 def make_recorder(make_config, small, on_tables):
     """make_recorder(out, *overrides) -> Recorder of the small run's three questions."""
 
-    def make(out, *overrides, depth=24, known=None, drafter=None, extend=None):
+    def make(out, *overrides, depth=24, known=None, drafter=None, extend=None, answers=None):
         config = make_config(*small, *overrides)
         config.drafter = drafter or config.drafter
-        return on_tables(lambda: Recorder(config, out, depth, known, read_earlier(extend) if extend else None))
+        earlier = read_earlier(extend) if extend else None
+        answered = read_earlier(answers, answers_alone=True) if answers else None
+        return on_tables(lambda: Recorder(config, out, depth, known, earlier, answered))
 
     return make
 

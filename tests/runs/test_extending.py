@@ -72,7 +72,7 @@ def test_a_table_grows(make_many, whole, traced, tmp_path):
 def test_a_smaller_table_is_cut_out_of_a_larger_one_without_a_forward(make_many, whole, traced, tmp_path, capsys, folder):
     recorder = make_many(tmp_path, 1, extend=whole[4].parent if folder else whole[4])
     assert same(recorder.run(), whole[1])
-    assert traced == [] and recorder.describe_times() == "Nothing was left to record."
+    assert traced == [] and recorder.describe_times() == "No answer of the target was left to make."
     assert f"3 of 3 questions are taken over from {whole[4].parent}" in capsys.readouterr().err
 
 
@@ -124,6 +124,26 @@ def test_taken_over_parts_come_first(make_many, whole, traced, tmp_path):
     recorder = make_many(tmp_path, 2, extend=whole[1])
     stop(recorder, traced, 0)
     assert sorted(int(file.stem) for file in recorder.recording.parts.iterdir()) == FIRST
+
+
+def test_another_drafter_is_recorded_beside_answers_that_are_there(make_many, whole, monkeypatch, tmp_path, capsys):
+    alone = make_many(tmp_path / "alone", 2, drafter=Lookup()).run()
+    monkeypatch.setattr("gammatune.studies.record.generate_autoregressive", None)  # the target is not asked
+    path = make_many(tmp_path / "beside", 2, drafter=Lookup(), answers=whole[2]).run()
+    assert same(path, alone) and path.parent.name == alone.parent.name
+    assert f"Answers to 6 of 6 questions are those of {whole[2]}" in capsys.readouterr().err
+    taken = read_json(path.parent / "provenance.json", "")["sessions"][0]["answers"]
+    assert taken["files"] == {"acceptance.parquet": hash_file(whole[2])}
+
+
+def test_questions_that_have_no_answer_there_are_decoded(make_many, whole, tmp_path):
+    path = make_many(tmp_path / "beside", 2, drafter=Lookup(), answers=whole[1]).run()
+    assert same(path, make_many(tmp_path / "alone", 2, drafter=Lookup()).run())
+
+
+def test_answers_of_other_decoding_are_refused(make_many, whole, tmp_path):
+    with pytest.raises(UserError, match=r"has no answers .*, since decode.max_new_tokens is .*, or leave --answers out"):
+        make_many(tmp_path, 1, "decode.max_new_tokens=7", drafter=Lookup(), answers=whole[1])
 
 
 @pytest.mark.parametrize(
