@@ -36,17 +36,12 @@ def chosen_settings(policy: Policy) -> dict:
 
 
 def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:
-    """Every policy by name; what two names share, such as a rule and its presets, is replayed once. Raises UserError where a
-    table cannot be split.
-    """
+    """Every policy by name. Raises UserError where a table cannot be split."""
     if not bench.tuning.any():
         raise UserError("This table has one question per task, so it cannot be split for tuning: record more questions.")
     points = [(name, point) for name, policy in policies.items() for point in ({}, *grid_of(policy))]
     tried = [with_settings(policies[name], **point) for name, point in points]
-    keys = [(type(policy), repr(settings_of(policy))) for policy in tried]
-    once = dict(zip(keys, tried, strict=True))
-    found = dict(zip(once, measure_speeds(bench, list(once.values())), strict=True))
-    measured = np.stack([found[key] for key in keys])
+    measured = measure_speeds(bench, tried)
     on_tuning = measured[:, bench.tuning].mean(axis=1)
     tuned = {}
     for name in policies:

@@ -8,9 +8,8 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.policies.base import with_settings
 from gammatune.replay.prices import from_ratio
-from gammatune.replay.speeds import build_bench, measure_speeds
+from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies import tuning
 from gammatune.studies.bootstrap import stratified_ratio_interval
 from gammatune.studies.tuning import chosen_settings, grid_of, rank_tuned, tune_all
 
@@ -43,14 +42,11 @@ def test_of_every_shipped_policy_the_fastest_point_of_its_grid(bench):
         assert np.array_equal(found.speeds, speeds[best]) and np.array_equal(found.default, speeds[0])
 
 
-def test_what_two_names_share_is_replayed_once(bench, monkeypatch):
+def test_what_two_names_share_is_replayed_once():
     """A rule and its preset come to the same settings, each from its own defaults."""
-    names, replayed = ("cumulative_loose", "cumulative_loosest"), []
-    monkeypatch.setattr(
-        tuning, "measure_speeds", lambda bench, tried: replayed.append(tried) or measure_speeds(bench, tried)
-    )
+    bench, names = build_bench(draw_table(2, questions=12), from_ratio(9)), ("cumulative_loose", "cumulative_loosest")
     found = tune_all(bench, {name: POLICIES[name]() for name in names})
-    assert len(replayed[0]) == len(grid_of(POLICIES[names[0]]()))  # both defaults are points of the grid
+    assert len(bench.known) == len(grid_of(POLICIES[names[0]]()))  # both defaults are points of the grid
     assert np.array_equal(*(found[name].speeds for name in names))
     assert not np.array_equal(*(found[name].default for name in names))
     assert [found[name].policy.name for name in names] == list(names)
