@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 from tqdm import tqdm
@@ -69,6 +70,19 @@ class Bench:
             beyond=done.beyond,
         )
 
+    def part(self, which: np.ndarray) -> "Bench":
+        """Some of the questions by themselves. which: [questions], bool."""
+        held, place = which[self.question_of], np.cumsum(which) - 1
+        return Bench(
+            turns=list(compress(self.turns, held)),
+            curve=self.curve,
+            task=self.task[which],
+            question_id=self.question_id[which],
+            question_of=place[self.question_of[held]],
+            tokens=self.tokens[which],
+            tuning=self.tuning[which],
+        )
+
     def replay(self, policy: Policy) -> Replay:
         """Every round; a policy that asks for prices is told those of the bench."""
         hand_prices(policy, self.curve, self.turns[0].forwards_per_token)
@@ -120,7 +134,7 @@ def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = N
     else:
         for policy in show(new.values(), len(new)):
             bench.measure(policy)
-    return np.stack([bench.speeds(policy) for policy in policies])
+    return np.array([bench.speeds(policy) for policy in policies]).reshape(len(policies), len(bench.tokens))
 
 
 def show(items: Iterable, total: int) -> Iterable:
