@@ -26,7 +26,8 @@ from gammatune.models.sources import Files
 READABLE = {GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_0", "Q4_1", "Q4_K", "Q6_K", "Q8_0")}
 SUBSTITUTE = GGMLQuantizationType.Q8_0
 ALONE, ADAPTIVE = "autoregressive", "adaptive"  # how a way decodes, where it is at no fixed length
-CONFIDENCE = 0.4  # the draft's probability under which OpenVINO's adaptive arm stops drafting: GammaTune+'s tau
+CONFIDENCE = 0.4  # the draft's probability under which an engine's adaptive arm stops drafting: GammaTune+'s tau
+MOST_DRAFTED = 16  # by llama.cpp's adaptive arm, which needs a longest block
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Job:
     tokens: int  # longest answer
     context: int  # tokens of the longest text, prompt and answer
     threads: int
+    read: Callable[[str], list[int]]  # ids of an answer's text
 
 
 @dataclass(frozen=True)
@@ -217,26 +219,51 @@ def way_of_openvino(pipeline, job: Job, decoding: str, bits: tuple[float, ...], 
 
 
 def load_llama_cpp(job: Job) -> Offer:
-    """The target alone: the only drafter that llama-cpp-python brings is prompt lookup."""
-    import llama_cpp
+    """The target alone, and with the draft at each fixed length and under llama.cpp's own threshold, p-min.
 
-    note = "llama-cpp-python brings no drafter but prompt lookup, so llama.cpp has no arm with the pair's draft."
-    threads = {"n_threads": job.threads, "n_threads_batch": job.threads}
+    Its server reads these settings when it starts, so each way is a server of its own, with the models in memory again.
+    """
+    offer = Offer()
     try:
-        model = llama_cpp.Llama(str(job.target.path), n_ctx=job.context + 1, verbose=False, **threads)
+        offer.ways.append(way_of_llama_cpp(job, ALONE))
     except Exception as error:
         return Offer([], [f"llama.cpp refuses the target ({last_line(error)}), so it has no arms."])
+    drafting = {f"fixed_{gamma}": {"n_max": gamma, "p_min": 0.0} for gamma in job.gammas}
+    drafting[ADAPTIVE] = {"n_max": MOST_DRAFTED, "p_min": CONFIDENCE}
+    try:
+        offer.ways += [way_of_llama_cpp(job, decoding, **settings) for decoding, settings in drafting.items()]
+    except Exception as error:
+        offer.notes.append(f"llama.cpp refuses the draft ({last_line(error)}), so it lacks speculative arms.")
+    return offer
+
+
+def way_of_llama_cpp(job: Job, decoding: str, **drafting) -> Way:
+    """drafting: n_max and p_min of its draft model; none for the target alone. Its answers are text, read as ids again."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.cache_ram_mib = str(job.target.path), job.context + 64, 1, 0
+    params.verbosity = 1  # errors alone
+    processors, bits = [params.cpuparams, params.cpuparams_batch], (job.target.bits,)
+    if drafting:
+        draft, bits = params.speculative.draft, (job.target.bits, job.draft.bits)
+        draft.mparams.path, draft.n_max, draft.n_min, draft.p_min = (
+            str(job.draft.path),
+            drafting["n_max"],
+            0,
+            drafting["p_min"],
+        )
+        params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+        processors += [draft.cpuparams, draft.cpuparams_batch]
+    for processor in processors:
+        processor.n_threads = job.threads
+    server = xllamacpp.Server(params)
+    settings = {"max_tokens": job.tokens, "temperature": 0.0, "cache_prompt": False}
 
     def answer(prompt: list[int]) -> list[int]:
-        ids: list[int] = []
-        model.reset()
-        for token in model.generate(prompt, temp=0.0, repeat_penalty=1.0):
-            ids.append(token)
-            if token in job.ends or len(ids) == job.tokens:
-                return ids
-        return ids
+        return job.read(server.handle_completions({"prompt": prompt, **settings})["choices"][0]["text"])
 
-    return Offer([Way(ALONE, (job.target.bits,), answer)], [note])
+    return Way(decoding, bits, answer)
 
 
 def last_line(error: BaseException) -> str:
@@ -247,5 +274,5 @@ def last_line(error: BaseException) -> str:
 
 ENGINES = (
     Engine("OpenVINO GenAI", "openvino-genai", "openvino_genai", load_openvino),
-    Engine("llama.cpp", "llama-cpp-python", "llama_cpp", load_llama_cpp),
+    Engine("llama.cpp", "xllamacpp", "xllamacpp", load_llama_cpp),
 )

@@ -1,7 +1,7 @@
 """Our arms beside engines that read the same GGUF pair. python benchmarks/vs_cpu_engines.py [options] [KEY=VALUE ...]
 
 Same prompts as ids, greedy, same longest answer, same threads, all arms in turn in one process: the target alone, with its
-draft at each fixed length, and adaptively (ours: GammaTune+; OpenVINO: its own threshold of confidence). An engine runs the
+draft at each fixed length, and adaptively (ours: GammaTune+; theirs: their own thresholds of confidence). An engine runs the
 forms that it has, so weights differ in bits, and the table names them. Tokens per second are those of a whole call, prompt
 included. Engines that are not installed are named and left out.
 
@@ -165,7 +165,7 @@ def describe_columns(questions: int) -> list[str]:
         "weights: bits of a weight, target + draft.",
         f"speedup: over the same engine's target alone; low and high are 95 % intervals over {questions} questions.",
         "ours: our arm of the same decoding over this one.",
-        f"adaptive: GammaTune+ by us; OpenVINO stops a draft at a token of less than {CONFIDENCE:g} of the probability.",
+        f"adaptive: GammaTune+ by us; an engine stops a draft at a token of less than {CONFIDENCE:g} of the probability.",
         "equal: answers like those of the same engine's target alone, or for that target like those of ours.",
         "differs_at: in the other answers, the median index of the first token that differs.",
     ]
@@ -188,7 +188,9 @@ def load_bench(options, config: RunConfig, engines: list[Engine]) -> Bench:
     decoder = Decoder(pair, config.runtime.name, threads, release=True)
     decoder.warm(context)
     weights = {role: weigh(found) for role, found in files.items()}
-    job = Job(weights["target"], weights["draft"], pair.eos_ids, gammas, options.tokens, context, threads)
+    job = Job(
+        weights["target"], weights["draft"], pair.eos_ids, gammas, options.tokens, context, threads, pair.tokenizer.encode
+    )
     offers = {engine.title: engine.load(job) for engine in engines}
     bits = {
         role: 8 if form == "int8" else 8 * pair.dtype.itemsize for role, form in zip(files, pair.quantization, strict=True)

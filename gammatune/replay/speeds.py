@@ -3,19 +3,33 @@
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 
 import numpy as np
 from tqdm import tqdm
 
 from gammatune.machine import available_cores
 from gammatune.policies import Policy
+from gammatune.policies.base import settings_of
 from gammatune.replay.prices import PriceList, hand_prices, price
 from gammatune.replay.simulate import Replay, ReplayTurn, prepare, replay
 from gammatune.replay.table import AcceptanceTable
 
 FEW = 40  # policies that are replayed here rather than by other processes ...
 MUCH = 500_000  # ... unless the tokens that all of them replay together are more
+
+
+@dataclass(eq=False)
+class Priced:
+    """What one policy comes to on a bench: what is left of its rounds once they are priced."""
+
+    speeds: np.ndarray  # modelled tokens per second of each question [questions], all its turns together
+    rounds: np.ndarray  # of each turn [turns]
+    drafted: int  # tokens, like the next two, in all rounds together
+    accepted: int
+    forwards: int
+    beyond: int  # rounds that drafted past what the table holds
 
 
 @dataclass
@@ -31,10 +45,43 @@ class Bench:
     question_of: np.ndarray
     tokens: np.ndarray
     tuning: np.ndarray
+    #: what was measured, by policy: tables, rankings and tuning ask for the same ones. Other prices are another bench
+    known: dict[tuple, Priced] = field(default_factory=dict, init=False, repr=False)
 
     def speeds(self, policy: Policy) -> np.ndarray:
         """Modelled tokens per second of each question [questions], all its turns together."""
-        return self.speeds_of(self.replay(policy), policy.watches_draft)
+        return self.measure(policy).speeds
+
+    def measure(self, policy: Policy) -> Priced:
+        """Replayed once for policies of one rule with equal settings, whatever their names."""
+        key = key_of(policy)
+        if key not in self.known:
+            self.known[key] = self.replay_and_price(policy)
+        return self.known[key]
+
+    def replay_and_price(self, policy: Policy) -> Priced:
+        done = self.replay(policy)
+        return Priced(
+            speeds=self.speeds_of(done, policy.watches_draft),
+            rounds=done.sum_by_turn(np.ones(done.rounds)),
+            drafted=int(done.drafted.sum()),
+            accepted=int(done.accepted.sum()),
+            forwards=int(done.forwards.sum()),
+            beyond=done.beyond,
+        )
+
+    def part(self, which: np.ndarray) -> "Bench":
+        """Some of the questions by themselves. which: [questions], bool."""
+        held, place = which[self.question_of], np.cumsum(which) - 1
+        return Bench(
+            turns=list(compress(self.turns, held)),
+            curve=self.curve,
+            task=self.task[which],
+            question_id=self.question_id[which],
+            question_of=place[self.question_of[held]],
+            tokens=self.tokens[which],
+            tuning=self.tuning[which],
+        )
 
     def replay(self, policy: Policy) -> Replay:
         """Every round; a policy that asks for prices is told those of the bench."""
@@ -71,14 +118,23 @@ def split_questions(task: np.ndarray) -> np.ndarray:
     return order % 2 == 1
 
 
+def key_of(policy: Policy) -> tuple:
+    """Equal for policies that decide alike: what a rule learns is forgotten before a replay."""
+    return type(policy), repr(settings_of(policy))
+
+
 def measure_speeds(bench: Bench, policies: list[Policy], workers: int | None = None) -> np.ndarray:
     """[policies, questions]; over several processes when there is much to replay."""
     workers = workers or available_cores()
-    if workers == 1 or (len(policies) < FEW and len(policies) * bench.tokens.sum() < MUCH):
-        return np.stack([bench.speeds(policy) for policy in show(policies, len(policies))])
-    with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
-        done = pool.map(speeds_in_worker, policies, chunksize=max(1, len(policies) // (32 * workers)))
-        return np.stack(list(show(done, len(policies))))
+    new = {key_of(policy): policy for policy in policies if key_of(policy) not in bench.known}
+    if workers > 1 and (len(new) >= FEW or len(new) * bench.tokens.sum() >= MUCH):
+        with ProcessPoolExecutor(workers, initializer=hold_bench, initargs=(bench,)) as pool:
+            done = pool.map(measure_in_worker, new.values(), chunksize=max(1, len(new) // (32 * workers)))
+            bench.known.update(zip(new, show(done, len(new)), strict=True))
+    else:
+        for policy in show(new.values(), len(new)):
+            bench.measure(policy)
+    return np.array([bench.speeds(policy) for policy in policies]).reshape(len(policies), len(bench.tokens))
 
 
 def show(items: Iterable, total: int) -> Iterable:
@@ -92,5 +148,5 @@ def hold_bench(bench: Bench) -> None:
     HELD[:] = [bench]
 
 
-def speeds_in_worker(policy: Policy) -> np.ndarray:
-    return HELD[0].speeds(policy)
+def measure_in_worker(policy: Policy) -> Priced:
+    return HELD[0].replay_and_price(policy)

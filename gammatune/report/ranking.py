@@ -14,8 +14,6 @@ from gammatune.report.names import policy_name, task_name
 from gammatune.runs.store import BASELINE, StoredRun
 from gammatune.studies.headline import OVERALL, STARTS, Speeds, find_replayable, order_tasks, replay_all
 
-SLOW = ("hf_confidence_online",)  # goes through all of its samples in every round, the slowest replay of all
-LARGE = 20_000  # tokens of a table on which that is left out
 FEWEST = 3  # rounds that a median is taken of
 MOST_TASKS = 16  # that are drawn
 BESIDE = 2  # policies that are drawn beside fixed lengths
@@ -53,24 +51,20 @@ class Ranking:
     rows: list[Rank]  # fastest first
     tasks: list[TaskSpeeds]  # "overall" first
     prices: str  # where the prices come from, in words
-    left_out: str  # what is not ranked or drawn, in words; empty where all is
+    left_out: str  # what is not drawn, in words; empty where all is
 
 
 def rank_policies(table: AcceptanceTable, curve: PriceList, prices: str) -> Ranking:
     """Raises UserError for a table with unknown positions."""
-    policies, words = find_replayable(table), []
-    if table.tokens > LARGE and (slow := [name for name in SLOW if policies.pop(name, None)]):
-        words.append(f"{', '.join(map(policy_name, slow))} is left out, since its replay takes long.")
-    speeds = replay_all(build_bench(table, curve), policies, all_starts=False)
+    speeds = replay_all(build_bench(table, curve), find_replayable(table), all_starts=False)
     names = [name for name in speeds.by_policy if name not in (BASELINE, "fixed", "tuned_fixed")]
     rows = [rank_row(speeds, name) for name in [*names, *(f"fixed {gamma}" for gamma in STARTS)]]
     rows.sort(key=lambda row: -row.speedup)
     beside = [row.policy for row in rows if row.policy not in ("fixed", "oracle")][:BESIDE]
     tasks = order_tasks(speeds.task)
-    if len(tasks) > MOST_TASKS:
-        words.append(f"Drawn are the first {MOST_TASKS} of {len(tasks)} tasks.")
+    left_out = f"Drawn are the first {MOST_TASKS} of {len(tasks)} tasks." if len(tasks) > MOST_TASKS else ""
     parts = [OVERALL, *tasks[:MOST_TASKS]] if len(tasks) > 1 else tasks
-    return Ranking(rows, [task_speeds(speeds, task, beside) for task in parts], prices, " ".join(words))
+    return Ranking(rows, [task_speeds(speeds, task, beside) for task in parts], prices, left_out)
 
 
 def rank_row(speeds: Speeds, name: str) -> Rank:

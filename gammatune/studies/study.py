@@ -10,8 +10,7 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of
 from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
-from gammatune.replay.simulate import Replay
-from gammatune.replay.speeds import Bench, build_bench, measure_speeds
+from gammatune.replay.speeds import Bench, Priced, build_bench, measure_speeds
 from gammatune.replay.table import TABLE_FILE, AcceptanceTable, AcceptanceTurn, read_table
 from gammatune.studies.headline import OVERALL, STARTS, Speeds, headline_frame, order_tasks, replay_all
 from gammatune.studies.tuning import rank_tuned, tune_all
@@ -65,16 +64,15 @@ def read_study(folder: Path) -> Study:
     bench = build_bench(table, curve)
     policies = {name: rule() for name, rule in POLICIES.items()}
     speeds = replay_all(bench, policies)
-    lengths = [bench.replay(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
     return Study(
         facts=describe_table(table),
         curve=curve,
         speeds=speeds,
         headline=headline_frame(speeds),
-        ranking=rank_policies(bench, policies, speeds.by_policy["fixed"], lengths),
+        ranking=rank_policies(bench, policies, speeds.by_policy["fixed"]),
         tuned=rank_at_best(bench, policies) if bench.tuning.any() else None,
         starts=speeds_by_start(speeds),
-        lengths=compare_lengths(table, bench, speeds, lengths),
+        lengths=compare_lengths(table, bench, speeds),
         sensitivity=vary_settings(bench, speeds),
     )
 
@@ -90,35 +88,40 @@ def agreement(turns: list[AcceptanceTurn]) -> float:
     return float(np.mean(np.concatenate([turn.match for turn in turns]) == 1))
 
 
-def rank_policies(bench: Bench, policies: dict[str, Policy], fixed: np.ndarray, lengths: list[Replay]) -> pd.DataFrame:
+def rank_policies(bench: Bench, policies: dict[str, Policy], fixed: np.ndarray) -> pd.DataFrame:
     """Per policy with its own defaults, fastest first: ratios with intervals, regret to the oracle, what it drafted.
 
-    fixed: speeds of the fixed gammas [starts, questions]. lengths: their replays.
+    fixed: speeds of the fixed gammas [starts, questions].
     """
-    done = {name: bench.replay(policy) for name, policy in policies.items() if name not in ("fixed", "tuned_fixed")}
-    by_policy = {name: bench.speeds_of(each, policies[name].watches_draft)[None] for name, each in done.items()}
+    done = {name: bench.measure(policy) for name, policy in policies.items() if name not in ("fixed", "tuned_fixed")}
+    by_policy = {name: each.speeds[None] for name, each in done.items()}
     speeds = Speeds(by_policy | {"fixed": fixed}, bench.task, bench.tuning)
     tuned = speeds.tuned_gamma()
     speeds.by_policy["tuned_fixed"] = fixed[[tuned]]
-    done |= {f"fixed {gamma}": each for gamma, each in zip(STARTS, lengths, strict=True)}
+    done |= {f"fixed {gamma}": each for gamma, each in zip(STARTS, measure_lengths(bench), strict=True)}
     done["tuned_fixed"] = done[f"fixed {STARTS[tuned]}"]
     rows = [rank_row(bench, speeds, name, each) for name, each in done.items()]
     return pd.DataFrame(rows).sort_values("over_autoregressive", ascending=False, kind="stable", ignore_index=True)
 
 
-def rank_row(bench: Bench, speeds: Speeds, name: str, done: Replay) -> dict:
-    drafted, emitted = int(done.drafted.sum()), int(bench.tokens.sum())
+def measure_lengths(bench: Bench) -> list[Priced]:
+    """Of fixed gammas, by start."""
+    return [bench.measure(POLICIES["fixed"](gamma=gamma)) for gamma in STARTS]
+
+
+def rank_row(bench: Bench, speeds: Speeds, name: str, done: Priced) -> dict:
+    drafted, emitted, rounds = done.drafted, int(bench.tokens.sum()), int(done.rounds.sum())
     row = {"policy": name}
     for metric in ("over_autoregressive", "over_best_fixed", "over_tuned_fixed", "over_oracle"):
         row[metric] = speeds.ratio(name, metric)
         row[f"{metric}_low"], row[f"{metric}_high"] = speeds.interval(name, metric)
     return row | {
         "regret": 1 - row["over_oracle"],
-        "mean_accepted_tokens": emitted / done.rounds,
-        "acceptance_rate": done.accepted.sum() / drafted if drafted else float("nan"),
-        "drafted_per_round": drafted / done.rounds,
-        "wasted_forwards": 1 - done.accepted.sum() / done.forwards.sum() if drafted else float("nan"),
-        "rounds": done.rounds,
+        "mean_accepted_tokens": emitted / rounds,
+        "acceptance_rate": done.accepted / drafted if drafted else float("nan"),
+        "drafted_per_round": drafted / rounds,
+        "wasted_forwards": 1 - done.accepted / done.forwards if drafted else float("nan"),
+        "rounds": rounds,
         "rounds_beyond_table": done.beyond,
     }
 
@@ -139,12 +142,9 @@ def speeds_by_start(speeds: Speeds) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["start", "policy", "over_autoregressive"])
 
 
-def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds, lengths: list[Replay]) -> pd.DataFrame:
-    """Columns task, questions, agreement, gamma, over_autoregressive, mean_accepted_tokens, best (the task's fastest).
-
-    lengths: replays of the fixed gammas, by start.
-    """
-    rounds = np.stack([done.sum_by_turn(np.ones(done.rounds)) for done in lengths])  # [starts, turns]
+def compare_lengths(table: AcceptanceTable, bench: Bench, speeds: Speeds) -> pd.DataFrame:
+    """Columns task, questions, agreement, gamma, over_autoregressive, mean_accepted_tokens, best (the task's fastest)."""
+    rounds = np.stack([done.rounds for done in measure_lengths(bench)])  # [starts, turns]
     rows = []
     for task in [*order_tasks(speeds.task), OVERALL]:
         part, turns = speeds.part(task), [task in (turn.task, OVERALL) for turn in table.turns]

@@ -9,7 +9,7 @@ import pandas as pd
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES, Policy
 from gammatune.policies.base import settings_of, with_settings
-from gammatune.replay.speeds import Bench, measure_speeds
+from gammatune.replay.speeds import Bench, key_of, measure_speeds
 from gammatune.studies.bootstrap import percentile_interval, resample_within
 
 
@@ -36,24 +36,30 @@ def chosen_settings(policy: Policy) -> dict:
 
 
 def tune_all(bench: Bench, policies: dict[str, Policy]) -> dict[str, Tuned]:
-    """Every policy by name; what two names share, such as a rule and its presets, is replayed once. Raises UserError where a
-    table cannot be split.
-    """
+    """Every policy by name. Raises UserError where a table cannot be split."""
     if not bench.tuning.any():
         raise UserError("This table has one question per task, so it cannot be split for tuning: record more questions.")
     points = [(name, point) for name, policy in policies.items() for point in ({}, *grid_of(policy))]
     tried = [with_settings(policies[name], **point) for name, point in points]
-    keys = [(type(policy), repr(settings_of(policy))) for policy in tried]
-    once = dict(zip(keys, tried, strict=True))
-    found = dict(zip(once, measure_speeds(bench, list(once.values())), strict=True))
-    measured = np.stack([found[key] for key in keys])
-    on_tuning = measured[:, bench.tuning].mean(axis=1)
-    tuned = {}
+    on_tuning, chosen = mean_on_tuning(bench, tried), {}
     for name in policies:
         rows = [row for row, (owner, _) in enumerate(points) if owner == name]  # the settings that it came with first
-        best = rows[int(on_tuning[rows].argmax())]
-        tuned[name] = Tuned(tried[best], points[best][1], measured[best], measured[rows[0]])
-    return tuned
+        chosen[name] = rows[int(on_tuning[rows].argmax())], rows[0]
+    measure_speeds(bench, [tried[row] for pair in chosen.values() for row in pair])
+    return {
+        name: Tuned(tried[best], points[best][1], bench.speeds(tried[best]), bench.speeds(tried[first]))
+        for name, (best, first) in chosen.items()
+    }
+
+
+def mean_on_tuning(bench: Bench, policies: list[Policy]) -> np.ndarray:
+    """Mean tokens/s on the tuning half [policies], which is replayed alone for a policy that forgets between questions."""
+    half, means = bench.part(bench.tuning), np.empty(len(policies))
+    alone = np.array([policy.carry != "never" and key_of(policy) not in bench.known for policy in policies])
+    for where, which, questions in ((half, alone, slice(None)), (bench, ~alone, bench.tuning)):
+        found = measure_speeds(where, [policies[row] for row in np.flatnonzero(which)])
+        means[which] = found[:, questions].mean(axis=1)
+    return means
 
 
 def rank_tuned(bench: Bench, tuned: dict[str, Tuned]) -> pd.DataFrame:

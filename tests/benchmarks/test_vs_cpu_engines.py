@@ -175,7 +175,7 @@ def test_a_target_that_openvino_cannot_open_is_a_sentence(tmp_path):
     """Installed or not: it is one more reason to have no arms."""
     (tmp_path / "empty.gguf").write_bytes(b"")
     nothing = Weights(tmp_path / "empty.gguf", frozenset(), count=0, size=0)
-    offer = engines.load_openvino(Job(nothing, nothing, (0,), (1,), 4, 16, 1))
+    offer = engines.load_openvino(Job(nothing, nothing, (0,), (1,), 4, 16, 1, str.split))
     assert offer.ways == []
     assert len(offer.notes) == 1 and offer.notes[0].startswith("OpenVINO GenAI refuses the target (")
 
@@ -205,3 +205,10 @@ def test_bad_input_is_one_sentence(benchmark, call, decoding_twice, words, sente
     assert (ended.code, ended.out) == (2, "")
     assert ended.err.startswith(sentence)
     assert ended.err.count("\n") == 1
+
+
+def test_a_target_that_llama_cpp_cannot_open_is_a_sentence(tmp_path):
+    pytest.importorskip("xllamacpp")
+    nothing = Weights(tmp_path / "nothing.gguf", frozenset(), 1, 1)
+    offer = engines.load_llama_cpp(Job(nothing, nothing, (0,), (1,), 4, 16, 1, str.split))
+    assert not offer.ways and len(offer.notes) == 1 and offer.notes[0].startswith("llama.cpp refuses the target (")

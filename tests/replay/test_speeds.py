@@ -1,5 +1,7 @@
 """From a table and prices to tokens per second per question, beside a slow loop written out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +10,10 @@ from replay.made_tables import draw_table, make_turn
 from shipped import POLICIES, make_policy
 
 from gammatune.errors import UserError
+from gammatune.policies.base import with_settings
 from gammatune.replay.prices import Drafting, Price, PriceList, from_ratio, hand_prices
 from gammatune.replay.simulate import prepare, replay
-from gammatune.replay.speeds import FEW, build_bench, measure_speeds, split_questions
+from gammatune.replay.speeds import FEW, Bench, build_bench, measure_speeds, split_questions
 from gammatune.replay.table import AcceptanceTable
 
 CURVE = PriceList(
@@ -81,19 +84,47 @@ def test_every_second_question_of_each_task_is_for_tuning(tasks):
 
 
 def test_several_processes_give_what_one_gives():
-    bench = build_bench(draw_table(9, questions=6), CURVE)
+    table = draw_table(9, questions=6)
     policies = [make_policy("gammatune_plus", gamma=1 + n % 12, tau=n / 100) for n in range(FEW + 5)]
-    one, two = (measure_speeds(bench, policies, workers=workers) for workers in (1, 2))
+    one, two = (measure_speeds(build_bench(table, CURVE), policies, workers=workers) for workers in (1, 2))
     assert one.shape == (FEW + 5, 6)
     assert (one == two).all()
     assert len({tuple(row) for row in one}) > 10
-    assert (one[0] == bench.speeds(policies[0])).all()
+    assert (one[0] == build_bench(table, CURVE).speeds(policies[0])).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_policy_is_replayed_once_on_a_bench_and_again_at_other_prices(workers, monkeypatch):
+    """Also where other processes replayed it first; equal settings are one policy, whatever its name."""
+    bench = build_bench(draw_table(9, questions=6), from_ratio(9))
+    policies = [make_policy("gammatune_plus", tau=n / 100) for n in range(FEW)]
+    first = measure_speeds(bench, [*policies, *policies], workers=workers)
+    assert (first[:FEW] == first[FEW:]).all()
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "replay", lambda *_: pytest.fail("replayed again"))
+        renamed = with_settings(policies[3])
+        renamed.name = "mine"
+        assert (bench.speeds(renamed) == first[3]).all()
+        assert (measure_speeds(bench, policies, workers=workers) == first[:FEW]).all()
+    dear = replace(bench, curve=from_ratio(2))
+    assert (dear.speeds(policies[3]) == build_bench(draw_table(9, questions=6), from_ratio(2)).speeds(policies[3])).all()
+    assert (dear.speeds(policies[3]) != first[3]).any()
+
+
+def test_what_is_kept_of_a_policy_are_the_sums_of_its_rounds():
+    bench = build_bench(draw_table(4, questions=5), CURVE)
+    kept, done = bench.measure(make_policy("svip")), bench.replay(make_policy("svip"))
+    assert kept.rounds.tolist() == np.diff(done.turn_ends, prepend=0).tolist()
+    sums = (done.drafted.sum(), done.accepted.sum(), done.forwards.sum(), done.beyond)
+    assert (kept.drafted, kept.accepted, kept.forwards, kept.beyond) == sums
+    assert len({kept.drafted, kept.accepted, kept.rounds.sum()}) == 3
 
 
 def test_a_refusal_in_a_worker_arrives_as_it_is():
     table = AcceptanceTable([make_turn("10", watched=False)])
     with pytest.raises(UserError, match="no draft signals"):
-        measure_speeds(build_bench(table, from_ratio(5)), [make_policy("svip")] * FEW, workers=2)
+        policies = [make_policy("svip", threshold=(n + 1) / FEW) for n in range(FEW)]
+        measure_speeds(build_bench(table, from_ratio(5)), policies, workers=2)
 
 
 def test_a_table_with_unknown_positions_is_refused():

@@ -1,5 +1,7 @@
 """Each policy's settings are chosen on one half of the questions; the other half has no say in it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from replay.made_tables import draw_table, make_turn
@@ -8,11 +10,10 @@ from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.policies.base import with_settings
 from gammatune.replay.prices import from_ratio
-from gammatune.replay.speeds import build_bench, measure_speeds
+from gammatune.replay.speeds import build_bench, key_of
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies import tuning
 from gammatune.studies.bootstrap import stratified_ratio_interval
-from gammatune.studies.tuning import chosen_settings, grid_of, rank_tuned, tune_all
+from gammatune.studies.tuning import chosen_settings, grid_of, mean_on_tuning, rank_tuned, tune_all
 
 EASY, HARD = "1" * 24, "0" * 24
 
@@ -43,17 +44,24 @@ def test_of_every_shipped_policy_the_fastest_point_of_its_grid(bench):
         assert np.array_equal(found.speeds, speeds[best]) and np.array_equal(found.default, speeds[0])
 
 
-def test_what_two_names_share_is_replayed_once(bench, monkeypatch):
+def test_what_two_names_share_is_replayed_once():
     """A rule and its preset come to the same settings, each from its own defaults."""
-    names, replayed = ("cumulative_loose", "cumulative_loosest"), []
-    monkeypatch.setattr(
-        tuning, "measure_speeds", lambda bench, tried: replayed.append(tried) or measure_speeds(bench, tried)
-    )
+    bench, names = build_bench(draw_table(2, questions=12), from_ratio(9)), ("cumulative_loose", "cumulative_loosest")
     found = tune_all(bench, {name: POLICIES[name]() for name in names})
-    assert len(replayed[0]) == len(grid_of(POLICIES[names[0]]()))  # both defaults are points of the grid
+    assert len(bench.known) == len({key_of(p) for name in names for p in (found[name].policy, POLICIES[name]())}) < 4
     assert np.array_equal(*(found[name].speeds for name in names))
     assert not np.array_equal(*(found[name].default for name in names))
     assert [found[name].policy.name for name in names] == list(names)
+
+
+@pytest.mark.parametrize("carry", ["turn", "never"])
+def test_the_other_half_is_replayed_for_a_choice_only_where_something_is_carried_over(bench, carry):
+    """And then it counts: what was learned on it is there when the tuning half is asked about."""
+    policies = [POLICIES["gammatune"](carry=carry, gamma=gamma, eta=0.77) for gamma in (2, 9)]
+    whole = [replace(bench).speeds(policy)[bench.tuning].mean() for policy in policies]
+    before = len(bench.known)
+    assert mean_on_tuning(bench, policies) == pytest.approx(whole, rel=1e-12)
+    assert len(bench.known) - before == (2 if carry == "never" else 0)
 
 
 def test_the_ranking_is_that_of_the_other_half(bench):
