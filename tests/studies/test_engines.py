@@ -62,7 +62,7 @@ def test_vllm_is_given_json():
 
 def test_tensorrt_llm_is_given_yaml():
     line = write_line(ENGINES["TensorRT-LLM"], make_policy("fixed", gamma=7), AWKWARD)
-    config = {"decoding_type": "DraftTarget", "max_draft_len": 7, "speculative_model_dir": AWKWARD.draft}
+    config = {"decoding_type": "DraftTarget", "max_draft_len": 7, "speculative_model": AWKWARD.draft}
     assert yaml.safe_load(line.text) == {"speculative_config": config}
     assert yaml.safe_load(write_line(ENGINES["TensorRT-LLM"], None, AWKWARD).text) == {"speculative_config": None}
 
