@@ -17,7 +17,10 @@ from table_model import TableModel, draw_prompt, table_engine
 from gammatune.config import TasksConfig
 from gammatune.decoding.loop import build_engine
 from gammatune.drafters.base import Drafter
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.policies.oracle import Oracle
 from gammatune.records import Block, Proposal, Signals
 from gammatune.replay.simulate import prepare, replay
@@ -54,7 +57,14 @@ ENGINES = {
     "lookup": lambda: table_engine(Lookup(), memory=2, vocab_size=12, ends=(9,)),
     "short lookup": lambda: table_engine(Lookup(longest=1), memory=1, ends=(9,)),
     "diviner": lambda: table_engine(Diviner()),
+    "suffix": lambda: table_engine(Suffix(), memory=2, vocab_size=12, ends=(9,)),
+    "suffix, then model": lambda: table_engine(FirstOf([Suffix(max_tree_depth=4), DraftModel()]), memory=3, **SMALL),
+    "sure suffix, then model": lambda: table_engine(FirstOf([Suffix(min_token_prob=0.9), DraftModel()]), memory=2, **SMALL),
+    "lookup, then model": lambda: table_engine(FirstOf([Lookup(shortest=2), DraftModel()]), memory=2, **SMALL),
+    "lookup, then suffix": lambda: table_engine(FirstOf([Lookup(shortest=3), Suffix()]), memory=2, **SMALL),
+    "suffix, then diviner": lambda: table_engine(FirstOf([Suffix(max_tree_depth=3), Diviner()]), memory=2, **SMALL),
 }
+SMALL = {"vocab_size": 12, "ends": (9,)}
 WATCHED = [kind for kind in ENGINES if "lookup" not in kind]
 
 
