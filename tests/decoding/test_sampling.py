@@ -81,12 +81,18 @@ def test_leaving_out_the_residual_is_noticed(kind, monkeypatch):
     assert p_value(ENGINES[kind](), Scripted(plans=[1])) < 1e-6
 
 
-def test_what_the_second_drafter_drew_judged_as_the_firsts_is_noticed(monkeypatch):
-    """Negative control: a model's token judged as if it had been certain."""
-    propose = DraftModel.propose
-    monkeypatch.setattr(DraftModel, "propose", lambda self, text, block: replace(propose(self, text, block), q=None))
-    silent = FirstOf([Suffix(max_spec_factor=0.0), DraftModel()])
-    assert p_value(table_engine(silent, agreement=0.0, vocab_size=VOCAB, ends=()), Scripted(plans=[1])) < 1e-6
+def test_what_the_first_drafter_proposed_judged_as_if_it_were_drawn_is_noticed(monkeypatch):
+    """Negative control: a token that is certain, judged by a distribution. (The reverse is exact, since any token may be judged
+    as if it had been certain.)
+    """
+    propose = Suffix.propose
+
+    def with_q(self, text, block):
+        proposal = propose(self, text, block)
+        return replace(proposal, q=torch.full((len(proposal.tokens), VOCAB), 1 / VOCAB))
+
+    monkeypatch.setattr(Suffix, "propose", with_q)
+    assert p_value(ENGINES["suffix, then draft"](), Scripted(plans=[1])) < 1e-6
 
 
 def test_accepting_against_another_distribution_is_noticed(monkeypatch):
