@@ -82,8 +82,8 @@ def test_leaving_out_the_residual_is_noticed(kind, monkeypatch):
 
 
 def test_what_the_first_drafter_proposed_judged_as_if_it_were_drawn_is_noticed(monkeypatch):
-    """Negative control: a token that is certain, judged by a distribution. (The reverse is exact, since any token may be judged
-    as if it had been certain.)
+    """Negative control: a token that is certain, judged by a distribution. The reverse would be exact: any may be judged as
+    if it had been certain.
     """
     propose = Suffix.propose
 
