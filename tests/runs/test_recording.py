@@ -272,7 +272,7 @@ def test_a_run_with_a_lookup_leaves_its_table_and_is_checked(make_runner, make_r
 
 
 def test_a_run_with_a_list_of_drafters_is_checked_and_tells_who_proposed(make_runner, make_recorder, tmp_path):
-    arms = ("policy=[fixed,gammatune,gammatune_plus,optimal_stopping]", "decode.max_new_tokens=40")
+    arms = ("policy=[fixed,hf_heuristic,gammatune_plus,optimal_stopping]", "decode.max_new_tokens=40")
     runner = make_runner(tmp_path, *arms, drafter=FirstOf([Suffix(), DraftModel()]))
     runner.run()
     run = read_run(runner.folder.path)
@@ -283,9 +283,9 @@ def test_a_run_with_a_list_of_drafters_is_checked_and_tells_who_proposed(make_ru
     again = make_recorder(tmp_path / "again", "decode.max_new_tokens=40", drafter=FirstOf([Suffix(), DraftModel()])).run()
     assert same(again, runner.folder.path / "acceptance.parquet")
     told = run_tables(run)["proposers"].numbers
-    rounds = run.rounds[run.rounds["label"] == "fixed-5"]
+    rounds = run.rounds[run.rounds["label"] == "fixed-3"]
     for place, name in enumerate(("suffix", "model")):
-        (row,) = told[(told["label"] == "fixed-5") & (told["proposer"] == name)].to_dict("records")
+        (row,) = told[(told["label"] == "fixed-3") & (told["proposer"] == name)].to_dict("records")
         own = rounds[(rounds["proposer"] == place) & (rounds["drafted"] > 0)]
         assert (row["blocks"], row["drafted"], row["accepted"]) == (len(own), own["drafted"].sum(), own["accepted"].sum())
         assert row["drafted_share"] == own["drafted"].sum() / rounds["drafted"].sum()
