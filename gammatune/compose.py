@@ -63,7 +63,7 @@ def read_words(words: Sequence[str], own_folder: bool = False) -> list[str]:
     for registry in REGISTRIES:
         words = registry.read_words(words)
     register_schemas()
-    check_choices(words, GROUPS, [registry.group for registry in REGISTRIES if registry.several], own_folder)
+    check_choices(words, GROUPS, [registry.group for registry in REGISTRIES if registry.lists], own_folder)
     return list(words)
 
 
@@ -92,6 +92,7 @@ def read_config(composed: DictConfig) -> RunConfig:
         plain_name(part.name, what)
     refuse_unread(config.model_pair)
     if config.drafter is not None:
+        config.drafter = read_drafter(config.drafter)
         refuse_unwatchable(config)
     if config.prices is not None and not any(PolicySession(policy).needs_prices for policy in config.policy.values()):
         raise UserError(
@@ -126,12 +127,21 @@ def making(name: str) -> Iterator[None]:
         raise UserError(f"{as_written(f'policy.{name}')} cannot be made: {describe_error(error)}.") from error
 
 
-def refuse_unwatchable(config: RunConfig) -> None:
-    """Raises UserError for no drafter, and for a policy that watches the signals of a drafter that has none."""
-    from gammatune.drafters.base import Drafter, refuse_watching
+def read_drafter(made: Any):
+    """The drafter of a config: one, or the members of a list by their names. Raises UserError for anything else."""
+    from gammatune.drafters.base import Drafter
+    from gammatune.drafters.first_of import FirstOf
 
-    if not isinstance(config.drafter, Drafter):
-        raise UserError("drafter must be one by its name, such as drafter=lookup.")
+    members = list(made.values()) if isinstance(made, dict) else [made]
+    if not members or not all(isinstance(member, Drafter) for member in members):
+        raise UserError("drafter must be one by its name or a list of such, as in drafter=lookup or drafter=[suffix,model].")
+    return members[0] if len(members) == 1 else FirstOf(members)
+
+
+def refuse_unwatchable(config: RunConfig) -> None:
+    """Raises UserError for a policy that watches the signals of a drafter that has none."""
+    from gammatune.drafters.base import refuse_watching
+
     for name, policy in config.policy.items():
         if not config.drafter.signals and PolicySession(policy).watches_draft:
             refuse_watching(config.drafter, name)

@@ -289,11 +289,11 @@ class RuntimeConfig:
 class RunConfig:
     """One run: every policy over every question, interleaved. The autoregressive arm is always among them.
 
-    drafter: what proposes; null for the pair's draft model. starts: when given, each policy that has a
-    `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between passes. results:
-    folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the answers (greedy
-    only), from which any policy is replayed and this run is checked. prices: a file made by `gammatune prices`, for policies
-    that decide by prices; null measures them at the start of the run.
+    drafter: what proposes, or a list of which the first that can does; null for the pair's draft model. starts: when given,
+    each policy that has a `gamma` runs once from each of these. repetitions: passes over all questions, for a spread between
+    passes. results: folder of all runs. plan: only print what would run. acceptance: also leave the acceptance table of the
+    answers (greedy only), from which any policy is replayed and this run is checked. prices: a file made by
+    `gammatune prices`, for policies that decide by prices; null measures them at the start of the run.
     """
 
     model_pair: PairConfig = field(default_factory=PairConfig)

@@ -133,6 +133,7 @@ class Proposal:
     forwards: int = 0  # forward passes of a draft model that it took
     peaks: "torch.Tensor | None" = None  # [forwards], finite where the distribution drawn from is; None without forwards
     caught_up: "torch.Tensor | None" = None  # [c], 1 where a draft model, reading late, would have proposed the text's token
+    proposer: int = 0  # who of several drafters made it, by its place in their list
 
 
 @dataclass(slots=True)
@@ -163,6 +164,7 @@ class Round:
     state: dict = field(default_factory=dict)  # the policy's numbers when it planned this round
     nodes: int | None = None  # tokens verified; equal to drafted in a chain, more in a tree
     row: int = 0  # row of the batch
+    proposer: int = 0  # who of several drafters proposed the block, by its place in their list; 0 where none did
     # Shown to a policy that reads the text, and not logged: an answer's ids stand beside its rounds
     tokens: tuple[int, ...] = ()  # ids that were emitted
     caught_up: tuple[bool, ...] = ()  # whether the draft would have proposed each of the last tokens before the round
@@ -179,7 +181,7 @@ class Round:
     def counts(self) -> tuple:
         """Everything that does not depend on the clock, for comparing two runs of the same policy."""
         state = tuple(sorted(self.state.items()))
-        return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, state
+        return self.planned, self.drafted, self.accepted, self.emitted, self.stop, self.context, self.proposer, state
 
 
 ROUND_FIELDS = tuple(f.name for f in fields(Round) if f.name not in ("tokens", "caught_up"))
@@ -239,6 +241,7 @@ class TurnLog:
             if schema == 1:
                 columns |= {"forwards": columns["draft_forwards"], "nodes": columns["drafted"]}
                 columns["row"] = [0] * len(columns["drafted"])
+            columns.setdefault("proposer", [0] * len(columns["drafted"]))  # added when there were several drafters to name
             rows = zip(*(columns[name] for name in ROUND_FIELDS), strict=True)
             turn = cls(**record, rounds=[Round(*row) for row in rows])
             fault = find_fault(turn)
@@ -279,7 +282,7 @@ def find_fault(turn: TurnLog) -> str:
         return "a time or the policy's state is none"
     place = turn.prompt_tokens
     for number, r in enumerate(turn.rounds, start=1):
-        counted = (r.planned, r.drafted, r.accepted, r.emitted, r.forwards, r.context, r.nodes, r.row)
+        counted = (r.planned, r.drafted, r.accepted, r.emitted, r.forwards, r.context, r.nodes, r.row, r.proposer)
         if not all(map(is_count, counted)) or r.stop not in STOP_REASONS or not are_numbers(r.state):
             return f"round {number} holds a value that is none"
         if not (is_time(r.draft_ms, -SLACK_MS) and is_time(r.verify_ms) and is_time(r.policy_ms)):

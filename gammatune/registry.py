@@ -69,9 +69,10 @@ class Registry(Mapping[str, Option]):
         entry_point_group: str,  # of installed plug-ins
         presets: Path | None = None,  # YAML of shipped classes with other defaults
         order: Sequence[str] = (),  # names in the order of tables; others follow
-        several: bool = False,  # whether a run has many choices, each configured under its own name, or one
+        several: bool | None = False,  # whether a run has many choices, each configured under its own name; None: words say
     ):
-        self.group, self.base, self.several = group, base, several
+        self.group, self.base, self.several = group, base, bool(several)
+        self.lists, self.fixed = several is not False, several is not None
         self.entry_point_group = entry_point_group
         options = {option.name: option for option in map(describe_class, shipped)}
         for name, preset in read_presets(presets).items():
@@ -109,31 +110,42 @@ class Registry(Mapping[str, Option]):
         policy=[fixed,my_module.Halving] policy.my_module.Halving.gamma=6
         -> policy=[fixed,Halving] policy.Halving.gamma=6
 
+        Of a single choice the settings stand under the group: drafter=lookup drafter.lookup.longest=4 -> drafter.longest=4.
+
         Raises UserError for a class that cannot be imported or is none of this group.
         """
         self.dotted.clear()
-        names: dict[str, str] = {}  # by path, of the classes met so far
+        if not self.fixed:
+            self.several = any("[" in word for word in words if self.chooses(word))
+        names: dict[str, str] = {}  # by path or plain name, of the classes met so far
         chosen = [self.read_choice(word, names) for word in words]
         return [self.read_key(word, names) for word in chosen]
+
+    def chooses(self, word: str) -> bool:
+        """Whether it is GROUP=VALUE."""
+        return word.partition("=")[0].lstrip("+") == self.group
 
     def read_choice(self, word: str, names: dict[str, str]) -> str:
         """GROUP=VALUE, with every path in the value replaced; other words as they are."""
         key, _, value = word.partition("=")
-        if key.lstrip("+") != self.group:
+        if not self.chooses(word):
             return word
         return f"{key}={NAME.sub(lambda found: self.name_of(found[0], names), value)}" if value else word
 
     def read_key(self, word: str, names: dict[str, str]) -> str:
         """GROUP.PATH.SETTING=VALUE, with the path replaced; other words as they are."""
         found = re.fullmatch(rf"([+~]*){self.group}\.([\w.]+)(.*)", word, re.DOTALL)
-        if not found or found[2].partition(".")[0] in self.options:
+        if not found:
             return word
         prefix, key, rest = found.groups()
+        plain = key.partition(".")[0]
+        if plain in self.options and (self.several or plain not in names):
+            return word
         path = next((p for p in sorted(names, key=len, reverse=True) if f"{key}.".startswith(f"{p}.")), None)
         if path is None:
             path = key.rpartition(".")[0]  # not chosen by any word, as in a sweep: all but the setting
-        if "." not in path:
-            return word
+            if "." not in path:
+                return word
         return f"{prefix}{self.package(self.name_of(path, names))}{key.removeprefix(path)}{rest}"
 
     def name_of(self, path: str, names: dict[str, str]) -> str:
@@ -141,7 +153,7 @@ class Registry(Mapping[str, Option]):
         if path in self.plugins.broken:
             raise self.plugins.broken[path]
         if "." not in path or path in names:
-            return names.get(path, path)
+            return names.setdefault(path, path)
         rule = import_class(path, self.group, self.base)
         option = describe_class(rule)
         known = self.options.get(option.name)

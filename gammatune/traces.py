@@ -7,6 +7,7 @@ and are stored once (TextTrace); other drafters' proposals depend on where the b
 """
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +59,8 @@ class Starts:
     after: list[int]
     signals: tuple[array, array, array] | None  # top1, entropy, margin
     ids: array | None  # of the drafter's tokens, at the places of their signals; None where not recorded
-    late: bool  # whether the drafter is a model that reads tokens late which it did not propose
+    late: list[bool] | None  # whether a draft model that reads a token late would have proposed it; None without one
+    proposer: list[int] | None = None  # who of several drafters proposes; None where there is one
 
 
 @dataclass
@@ -127,7 +129,7 @@ class TextTrace:
             after=(n + offset[which] - matches - 1).tolist(),
             signals=joined.as_arrays() if joined else None,
             ids=as_ids(self.name_ids(answer)),
-            late=True,
+            late=(self.match == MATCH).tolist(),
         )
 
 
@@ -141,6 +143,8 @@ class StartTrace:
     more: np.ndarray  # [n], bool: whether recording stopped before the drafter did
     signals: SignalColumns | None  # [sum of proposed], one start after another; None for a drafter without signals
     ids: np.ndarray | None = None  # [sum of proposed], int32: the proposed tokens
+    proposer: np.ndarray | None = None  # [n], int8: who of several drafters proposes there; None where there is one
+    late: np.ndarray | None = None  # [n], bool: whether a draft model among them would propose the answer's token there
 
     def __len__(self) -> int:
         return len(self.right)
@@ -187,8 +191,48 @@ class StartTrace:
             after=head.tolist(),
             signals=self.signals.as_arrays() if self.watched else None,
             ids=as_ids(self.name_ids(answer)),
-            late=False,
+            late=None if self.late is None else self.late.tolist(),
+            proposer=None if self.proposer is None else self.proposer.tolist(),
         )
 
 
 Trace = TextTrace | StartTrace
+
+
+def take_first(members: Sequence[Starts]) -> StartTrace:
+    """The trace of several drafters of which the first that has something to propose does. members: each alone, one answer.
+
+    Without signals where one of them has none. What a text trace knows of a block is known here, too.
+    """
+    known = np.array([starts.known for starts in members])  # [m, n]
+    proposer = (known > 0).argmax(axis=0)  # [n]
+
+    def choose(name: str) -> np.ndarray:
+        """[n]: the field of whoever proposes there."""
+        return np.array([getattr(starts, name) for starts in members])[proposer, np.arange(len(proposer))]
+
+    proposed, matches, reach = choose("known"), choose("matches"), choose("reach")
+    depth = np.arange(proposed.sum()) - np.repeat(np.cumsum(proposed) - proposed, proposed)  # of each token in its block
+    head, after, last_right = (np.repeat(choose(name), proposed) for name in ("head", "after", "matches"))
+    places, by_whom = depth + np.where(depth <= last_right, head, after), np.repeat(proposer, proposed)
+
+    def gather(columns: Sequence[Sequence]) -> np.ndarray:
+        """Of each token its value in the column of its proposer."""
+        found = np.zeros(len(places), np.asarray(columns[0]).dtype)
+        for member, column in enumerate(columns):
+            found[by_whom == member] = np.asarray(column, found.dtype)[places[by_whom == member]]
+        return found
+
+    watched = all(starts.signals is not None for starts in members)
+    named = all(starts.ids is not None or not any(starts.known) for starts in members)
+    late = [starts.late for starts in members if starts.late is not None]
+    return StartTrace(
+        right=matches.astype(np.int16),
+        proposed=proposed.astype(np.int16),
+        ended=choose("ends") & (reach < NEVER),
+        more=reach >= NEVER,
+        signals=SignalColumns(*map(gather, zip(*(starts.signals for starts in members), strict=True))) if watched else None,
+        ids=gather([starts.ids or () for starts in members]).astype(np.int32) if named else None,
+        proposer=proposer.astype(np.int8),
+        late=np.array(late[0], bool) if late else None,
+    )

@@ -75,7 +75,11 @@ def check_choices(words: Iterable[str], groups: Sequence[str], several: Sequence
         if group not in groups or override.is_delete() and override.value() is None:
             continue
         for value in list_values(override, word):
+            if value is None and group not in NEEDED:
+                continue
             names = value if isinstance(value, list) and group in several else [value]
+            if not names and group not in NEEDED:
+                raise UserError(f"{group}=[] names none: list at least one of {', '.join(list_options(group))}.")
             for place, name in enumerate(names):
                 check_name(group, name, word, own_folder)
                 if name in names[:place]:
@@ -84,8 +88,6 @@ def check_choices(words: Iterable[str], groups: Sequence[str], several: Sequence
 
 def check_name(group: str, name: object, word: str, own_folder: bool) -> None:
     options = list_options(group)
-    if name is None and group not in NEEDED:
-        return
     if isinstance(name, str) and (name in options or own_folder and ".." not in name):
         return
     if isinstance(name, list) and name:

@@ -127,6 +127,26 @@ def test_an_override_reaches_its_policy_and_names_another_cell(make_config):
         assert cell_name(plain) != cell_name(with_settings(plain, **{key: value})), (name, key)
 
 
+@pytest.mark.parametrize(
+    ("words", "identity"),
+    [
+        (["drafter=suffix", "drafter.suffix.max_tree_depth=9"], {"name": "suffix", "max_tree_depth": 9}),
+        (["drafter=lookup", "drafter.longest=4"], {"name": "lookup", "longest": 4}),
+        (["drafter=[lookup]", "drafter.lookup.longest=4"], {"name": "lookup", "longest": 4}),
+        (["drafter=[model,suffix]"], [{"name": "model"}, {"name": "suffix", "max_tree_depth": 24}]),
+        (
+            ["drafter=[lookup,suffix,model]", "drafter.lookup.longest=7", "drafter.suffix.min_token_prob=0"],
+            [{"name": "lookup", "longest": 7}, {"name": "suffix", "min_token_prob": 0.0}, {"name": "model"}],
+        ),
+    ],
+)
+def test_a_drafter_or_a_list_of_them_composes_with_its_settings(words, identity):
+    found = compose_config([*words, "policy=fixed"]).drafter.identity
+    wanted = {"members": identity} if isinstance(identity, list) else identity
+    pairs = zip(found["members"], wanted["members"], strict=True) if "members" in wanted else [(found, wanted)]
+    assert all(each.items() >= other.items() for each, other in pairs)
+
+
 def test_a_preset_is_another_cell_than_the_same_numbers_under_the_rules_name():
     assert cell_name(POLICIES["tuned_fixed"]()).startswith("tuned_fixed-1-")
     assert cell_name(POLICIES["tuned_fixed"]()).split("-")[-1] != cell_name(POLICIES["fixed"](gamma=1)).split("-")[-1]

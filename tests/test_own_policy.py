@@ -230,6 +230,22 @@ def test_a_group_with_one_choice_has_its_settings_under_its_own_name(folder):
     assert registry.read_words([*words, *others]) == ["drafter=Halving", "drafter.gamma=3", "drafter.carry=never", *others]
 
 
+def test_a_group_may_have_one_choice_or_a_list(folder):
+    """As drafters have: of one, settings stand under the group, of a list under each name."""
+    registry = Registry("drafter", Policy, [POLICIES["fixed"].rule], "gammatune.none", several=None)
+    for words, read in (
+        (["drafter=fixed", "drafter.fixed.gamma=3"], ["drafter=fixed", "drafter.gamma=3"]),
+        (["drafter=fixed", "drafter.gamma=3"], ["drafter=fixed", "drafter.gamma=3"]),
+        (["drafter=[fixed]", "drafter.fixed.gamma=3"], ["drafter=[fixed]", "drafter.fixed.gamma=3"]),
+        (["drafter=my_module.Halving", "drafter.fixed.gamma=3"], ["drafter=Halving", "drafter.fixed.gamma=3"]),
+        (
+            ["drafter=[fixed,my_module.Halving]", "drafter.my_module.Halving.gamma=3", "drafter.fixed.gamma=2"],
+            ["drafter=[fixed,Halving]", "drafter.Halving.gamma=3", "drafter.fixed.gamma=2"],
+        ),
+    ):
+        assert registry.read_words(words) == read
+
+
 def test_a_policy_from_elsewhere_has_a_colour_that_no_shipped_one_has():
     """Told apart by eye, and the same in every figure."""
     shipped = [option.colour for option in POLICIES.values()]

@@ -13,6 +13,7 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding.accept import ChainVerifier, Verifier
 from gammatune.decoding.sampling import GreedySampler, Sampler, make_sampler
 from gammatune.drafters.base import Drafter, Workplace, refuse_watching
+from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
 from gammatune.errors import UserError
 from gammatune.models.pair import Pair
@@ -25,7 +26,7 @@ from gammatune.runtimes.device import Device
 from gammatune.runtimes.finite import NonFiniteError, nonfinite
 from gammatune.traces import Trace
 
-MOST_LATE = 16  # rounds without drafting after which the shipped rules try again
+MOST_LATE = 16  # rounds without drafting after which the shipped rules try again: so many tokens are read late
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Engine:
         self.target.warm(range(1, longest + 2), context=context)
         draft = self.drafter.workplace.model
         if draft is not None:
-            draft.warm((1, 2), keep=1, context=context)
+            # after another drafter's blocks the model reads all of their tokens at once
+            fed = (1, 2) if len(self.drafter.members) == 1 else range(1, max(longest, MOST_LATE) + 3)
+            draft.warm(fed, keep=1, context=context)
             if late:
                 draft.warm(range(2, MOST_LATE + 2), context=context)
 
@@ -61,6 +64,14 @@ class Engine:
         """The same target with another drafter that needs no model."""
         drafter.attach(Workplace(self.device, self.pair.vocab_size, self.ends))
         return replace(self, drafter=drafter)
+
+    def filling_blocks(self, known: list[int]) -> "Engine":
+        """The same with a drafter that proposes as many tokens as are planned: the draft model, where one takes part.
+
+        Any other proposes when it pleases, and costs no forward: the known text takes its place.
+        """
+        models = [member for member in self.drafter.members if member.needs_draft_model]
+        return replace(self, drafter=models[0]) if models else self.with_drafter(KnownText(answer=known))
 
 
 def build_engine(
@@ -228,7 +239,8 @@ def commit(turn: Turn, block: Block, proposal: Proposal, verdict: Verdict) -> Ro
     turn.verifier.commit(turn.text, verdict)
     if turn.session.drafts:
         turn.drafter.commit(turn.text)
-    return Round(block.planned, block.drafted, accepted, len(emitted), proposal.forwards, block.stop, context)
+    counted = (block.planned, block.drafted, accepted, len(emitted), proposal.forwards)
+    return Round(*counted, block.stop, context, proposer=proposal.proposer)
 
 
 def read_marks(turn: Turn) -> None:

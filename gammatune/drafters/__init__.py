@@ -11,7 +11,8 @@ DRAFTERS = Registry(
     base=Drafter,
     shipped=discover(__name__, __path__, Drafter),
     entry_point_group="gammatune.drafters",
-    order=("model", "lookup"),
+    order=("model", "lookup", "suffix"),
+    several=None,
 )
 
 __all__ = ["DRAFTERS", "Drafter"]

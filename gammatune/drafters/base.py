@@ -42,9 +42,14 @@ class Drafter:
         self.workplace = workplace
 
     @property
+    def members(self) -> tuple["Drafter", ...]:
+        """Who may make a proposal, in the order that `Proposal.proposer` counts."""
+        return (self,)
+
+    @property
     def identity(self) -> dict:
         """What proposals depend on beside the pair; part of a run's hash."""
-        return {"name": self.name or type(self).__name__} | {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"name": name_drafter(self)} | {f.name: getattr(self, f.name) for f in fields(self)}
 
     def begin(self, prompt: list[int], sampler) -> None:
         """A new text. sampler: turns logits into the distributions that tokens are drawn from."""
@@ -100,7 +105,14 @@ def make_columns(values: np.ndarray) -> SignalColumns:
 
 def refuse_watching(drafter: Drafter, policy_name: str) -> None:
     """Raises UserError: a policy that watches signals cannot steer a drafter that has none."""
+    silent = [name_drafter(member) for member in drafter.members if not member.signals]
+    of_whom = f" from {' and '.join(silent)}" if len(drafter.members) > 1 else ""
     raise UserError(
-        f"policy={policy_name} stops by the draft's signals, and drafter={drafter.name or type(drafter).__name__} has none: "
+        f"policy={policy_name} stops by the draft's signals, and drafter={name_drafter(drafter)} has none{of_whom}: "
         "choose a policy that plans lengths only, such as fixed or gammatune, or drafter=model."
     )
+
+
+def name_drafter(drafter: Drafter) -> str:
+    """As in configs and logs."""
+    return drafter.name or type(drafter).__name__

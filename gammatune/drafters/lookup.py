@@ -25,7 +25,7 @@ class Lookup(Drafter):
     def __post_init__(self):
         if not 1 <= self.shortest <= self.longest:
             raise UserError(
-                f"drafter.shortest={self.shortest} and drafter.longest={self.longest} are out of range: "
+                f"drafter.lookup.shortest={self.shortest} and drafter.lookup.longest={self.longest} are out of range: "
                 "choose whole numbers with 1 <= shortest <= longest."
             )
 

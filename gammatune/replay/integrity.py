@@ -26,6 +26,9 @@ MANY = 2**31 - 1
 FACTS: dict[str, Callable] = {
     "gamma_max": lambda fact: type(fact) is int and 0 <= fact <= MANY,
     "forwards_per_token": lambda fact: type(fact) is int and 0 <= fact <= MANY,
+    "forwards_by_proposer": lambda fact: (
+        isinstance(fact, list) and fact and all(type(each) is int and 0 <= each <= MANY for each in fact)
+    ),
     "pair": lambda fact: isinstance(fact, str),
 }
 
@@ -161,6 +164,16 @@ def check_starts(columns: Columns, signals: dict, facts: dict):
     told = proposed.sums()
     yield "not one signal per proposed token", np.any([(c.lengths != told) & c.present for c in lists], axis=0)
     yield from check_ids(columns, told)
+    yield from check_proposers(columns, right.lengths, len(facts.get("forwards_by_proposer", [0])))
+
+
+def check_proposers(columns: Columns, tokens: np.ndarray, drafters: int):
+    """tokens: of the answers [rows]."""
+    for name in ("proposer", "late"):  # from schema 4 on, where there are several
+        if name in columns:
+            yield f"not one {name} per token", (columns[name].lengths != tokens) & columns[name].present
+    if "proposer" in columns:
+        yield "a proposer that is none", columns["proposer"].outside(0, drafters - 1)
 
 
 def check_ids(columns: Columns, proposed: np.ndarray):

@@ -4,6 +4,7 @@ A round is looked up instead of computed: from answer position p, the drafter's 
 and after that stands the recorded continuation of its own. Only times are missing: gammatune.replay.prices has prices.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from sys import getrefcount
@@ -37,9 +38,14 @@ class ReplayTurn:
     prompt_tokens: int
     budget: int
     tokens: int
-    forwards_per_token: int  # draft forwards that a proposed token costs
+    forwards_by_proposer: list[int]  # draft forwards that a proposed token costs
     starts: Starts
     ids: list[int]  # of the answer; none where the table has none
+
+    @property
+    def forwards_per_token(self) -> int:
+        """Draft forwards that a proposed token costs at most."""
+        return max(self.forwards_by_proposer)
 
 
 @dataclass(slots=True)
@@ -91,17 +97,17 @@ def prepare(table: AcceptanceTable) -> list[ReplayTurn]:
     """All turns, ready. Raises UserError where a match is unknown: fill_unknown decides those first."""
     if not table.complete:
         raise UserError("The match of some positions is unknown: use `gammatune headline`, which gives bounds.")
-    return [prepare_turn(turn, table.forwards_per_token) for turn in table.turns]
+    return [prepare_turn(turn, table.forwards_by_proposer) for turn in table.turns]
 
 
-def prepare_turn(turn: AcceptanceTurn, forwards_per_token: int = 1) -> ReplayTurn:
+def prepare_turn(turn: AcceptanceTurn, forwards_by_proposer: Sequence[int] = (1,)) -> ReplayTurn:
     return ReplayTurn(
         question_id=turn.question_id,
         turn=turn.turn,
         prompt_tokens=turn.prompt_tokens,
         budget=turn.budget,
         tokens=turn.tokens,
-        forwards_per_token=forwards_per_token,
+        forwards_by_proposer=list(forwards_by_proposer),
         starts=turn.starts(),
         ids=turn.output_ids.tolist(),
     )
@@ -152,8 +158,9 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
     """
     context, drafted = columns.context.append, columns.drafted.append
     accepted, forwards = columns.accepted.append, columns.forwards.append
-    finished, block, cost = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_per_token
+    finished, block, costs = Round(0, 0, 0, 0, 0, "length", 0), Outcome(), turn.forwards_by_proposer
     place, tokens, prompt, matches = 0, turn.tokens, turn.prompt_tokens, turn.starts.matches
+    proposers, late, cost = turn.starts.proposer, turn.starts.late, costs[0]
     read = 0  # answer tokens of which it is known, or is never learned, whether the draft would have proposed them
     call, references = "plan", getrefcount(finished)
     try:
@@ -174,10 +181,13 @@ def replay_turn(turn: ReplayTurn, policy: Policy, columns: Columns, log: list | 
             finished.context = prompt + place
             finished.drafted = finished.nodes = block.drafted
             finished.accepted = finished.emitted = block.accepted
+            if proposers is not None:
+                finished.proposer = proposers[place] if block.made else 0
+                cost = costs[finished.proposer]
             finished.forwards = block.made * cost
             finished.stop = block.stop
-            if reads_text and block.made and turn.starts.late:
-                finished.caught_up = tuple([matched > 0 for matched in matches[read:place]])
+            if reads_text and finished.forwards and late is not None:
+                finished.caught_up = tuple(late[read:place])
                 read = place + min(block.made, block.accepted + 1)
             elif reads_text:
                 finished.caught_up = ()

@@ -18,12 +18,13 @@ from gammatune.records import SIGNAL_DIGITS, refuse_newer
 from gammatune.replay.integrity import SEAL_METADATA, Lists, check_seal, find_bad_fact, find_fault, seal
 from gammatune.traces import SignalColumns, Starts, StartTrace, TextTrace, Trace
 
-SCHEMA = 3
+SCHEMA = 4
 TABLE_FILE = "acceptance.parquet"
 SIGNALS = ("top1", "entropy", "margin")
 SCALE = 10**SIGNAL_DIGITS
 SEALED_SCHEMA = 2  # from which a file carries its checksum
 NAMING_SCHEMA = 3  # from which it can hold the ids of proposed tokens
+LISTS_SCHEMA = 4  # from which it can tell several drafters apart
 PROPOSED = "proposed_ids"
 PARQUET = b"PAR1"
 LARGEST, MOST_VALUES = 2**31, 2**29  # bytes, and numbers in all columns: two hundred times the largest table so far
@@ -89,8 +90,13 @@ class AcceptanceTable:
 
     @property
     def forwards_per_token(self) -> int:
-        """Draft forwards that a proposed token costs: none for a drafter that is no model."""
+        """Draft forwards that a proposed token costs at most: none without a draft model."""
         return self.facts.get("forwards_per_token", 1)
+
+    @property
+    def forwards_by_proposer(self) -> list[int]:
+        """The same by who proposed the token, in the order of `Round.proposer`."""
+        return self.facts.get("forwards_by_proposer", [self.forwards_per_token])
 
     @property
     def tokens(self) -> int:
@@ -112,10 +118,12 @@ class Layout:
     kind: type
     lists: dict[str, pa.DataType]
     signals: dict[str, str]  # field of the trace -> prefix of its three columns
+    of_several: dict[str, pa.DataType] = field(default_factory=dict)  # lists that are missing where one drafter proposes
 
     def schema(self, schema: int = SCHEMA) -> pa.Schema:
         """Of a file of that schema."""
         lists = {"output_ids": pa.int32()} | ({PROPOSED: pa.int32()} if schema >= NAMING_SCHEMA else {}) | self.lists
+        lists |= self.of_several if schema >= LISTS_SCHEMA else {}
         columns = [(column, pa.list_(pa.int32())) for column in self.signal_columns()]
         return pa.schema([*PLAIN.items(), *((name, pa.list_(kind)) for name, kind in lists.items()), *columns])
 
@@ -138,6 +146,7 @@ LAYOUTS = {
         StartTrace,
         {"right": pa.int16(), "proposed": pa.int16(), "ended": pa.bool_(), "more": pa.bool_()},
         {"signals": ""},
+        {"proposer": pa.int8(), "late": pa.bool_()},
     ),
 }
 STORED_AS = {"tail_steps": "steps", "tail_ended": "ended", PROPOSED: "ids"}
@@ -162,7 +171,7 @@ def write_table(table: AcceptanceTable, path: Path) -> None:
 
 def turn_row(turn: AcceptanceTurn, layout: Layout) -> dict:
     row = {name: getattr(turn, name) for name in (*PLAIN, "output_ids")}
-    row |= {name: getattr(turn.trace, STORED_AS.get(name, name)) for name in (PROPOSED, *layout.lists)}
+    row |= {name: getattr(turn.trace, STORED_AS.get(name, name)) for name in (PROPOSED, *layout.lists, *layout.of_several)}
     for field_name, prefix in layout.signals.items():
         columns = getattr(turn.trace, field_name)
         for name in SIGNALS:
@@ -261,7 +270,7 @@ def unpack(column: pa.ChunkedArray) -> list | Lists:
 
 
 def read_turn(row: dict, layout: Layout) -> AcceptanceTurn:
-    fields = {STORED_AS.get(name, name): row.get(name) for name in (PROPOSED, *layout.lists)}
+    fields = {STORED_AS.get(name, name): row.get(name) for name in (PROPOSED, *layout.lists, *layout.of_several)}
     for field_name, prefix in layout.signals.items():
         columns = [row[f"{prefix}{name}_x{SCALE}"] for name in SIGNALS]
         fields[field_name] = None if columns[0] is None else SignalColumns(*(column / SCALE for column in columns))

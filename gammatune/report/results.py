@@ -4,6 +4,7 @@ from functools import lru_cache
 
 import pandas as pd
 
+from gammatune.errors import one_line
 from gammatune.report import metrics, statistics
 from gammatune.runs.store import BASELINE, StoredRun
 from gammatune.studies.headline import OVERALL, order_tasks
@@ -40,6 +41,32 @@ def timing_table(run: StoredRun) -> pd.DataFrame:
         row = {"label": label} | {f"{part}_share": share for part, share in shares.items()}
         rows.append(row | {f"turn_ms_{name}": ms for name, ms in quantiles.items()})
     return pd.DataFrame(rows)
+
+
+def proposer_table(run: StoredRun) -> pd.DataFrame:
+    """Per drafting arm and member of the run's list of drafters: blocks, tokens, its part of all, and its acceptance rate.
+
+    No rows for a run of one drafter.
+    """
+    names, rows = name_members(run.facts.get("drafter")), []
+    blocks = run.rounds[(run.rounds["drafted"] > 0) | (run.rounds["forwards"] > 0)]
+    for label, arm in blocks.groupby("label", sort=False) if names else ():
+        for place, name in enumerate(names):
+            own = arm[arm["proposer"] == place]
+            row = {"label": label, "proposer": name, "blocks": len(own), "drafted": own["drafted"].sum()}
+            row |= {"accepted": own["accepted"].sum(), "forwards": own["forwards"].sum()}
+            row |= {"drafted_share": metrics.ratio(own["drafted"].sum(), arm["drafted"].sum())}
+            row |= {"accepted_share": metrics.ratio(own["accepted"].sum(), arm["accepted"].sum())}
+            rows.append(row | {"acceptance_rate": metrics.acceptance_rate(own)})
+    return pd.DataFrame(rows)
+
+
+def name_members(drafter) -> list[str]:
+    """Names of the drafters of a list, as run.json or a table describes it; none where it describes one drafter."""
+    members = drafter.get("members") if isinstance(drafter, dict) else None
+    if not isinstance(members, list):
+        return []
+    return [one_line(str(member.get("name"))) if isinstance(member, dict) else "unknown" for member in members]
 
 
 def position_table(run: StoredRun) -> pd.DataFrame:

@@ -15,13 +15,15 @@ from gammatune.studies.study import ADAPTIVE, Study
 
 
 def run_tables(run: StoredRun) -> dict[str, Table]:
-    """speedup is a view of details; positions has no view."""
+    """speedup is a view of details; positions has no view; proposers is there where the run has several drafters."""
     numbers, timing, names = results.results_table(run), results.timing_table(run), arm_names(run.arms)
     tables = {
         "details": Table(details_view(numbers, names), numbers),
         "timing": Table(timing_view(timing, names), timing),
         "positions": Table(None, results.position_table(run)),
     }
+    proposers = results.proposer_table(run)
+    tables |= {} if proposers.empty else {"proposers": Table(proposers_view(proposers, names), proposers)}
     return tables | ({"speedup": Table(speedup_view(numbers, names), None)} if run.has_baseline else {})
 
 
@@ -76,6 +78,14 @@ def timing_view(timing: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
     forms = {column: ".0%" if column.endswith("_share") else ".1f" for column in timing.columns[1:]}
     found = {plain(column): [number(value, form) for value in timing[column]] for column, form in forms.items()}
     return pd.DataFrame({"policy": timing["label"].map(names)} | found)
+
+
+def proposers_view(proposers: pd.DataFrame, names: dict[str, str]) -> pd.DataFrame:
+    view = pd.DataFrame({"policy": proposers["label"].map(names), "proposer": proposers["proposer"]})
+    view["blocks"] = proposers["blocks"]
+    for column in ("drafted_share", "accepted_share", "acceptance_rate"):
+        view[plain(column)] = [number(share, ".0%") for share in proposers[column]]
+    return view
 
 
 def headline_view(headline: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from gammatune.decoding.loop import Turn, prefill, read_marks, run_round, start_turn
-from gammatune.drafters.known import KnownText
 from gammatune.errors import UserError
 from gammatune.files import content_hash, write_json
 from gammatune.machine import LoadWatch
@@ -93,11 +92,8 @@ class PriceRun:
         self.seed, self.load = config.seed, LoadWatch()
         self.text = repeat_text(self.session.pair.tokenizer, self.session.questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
-        # a drafter that is no model proposes when it pleases; a known text has a block of every length
-        known = None if self.session.engine.drafter.needs_draft_model else KnownText(answer=self.text * 2)
         # without an end of sequence no block is cut short, and every block length is met as often as planned
-        endless = replace(self.session.engine, ends=frozenset())
-        self.engine = endless.with_drafter(known) if known else endless
+        self.engine = replace(self.session.engine, ends=frozenset()).filling_blocks(self.text * 2)
         self.facts = {
             **self.session.table_facts(self.plan.gamma_max),
             "runtime": {"name": self.session.engine.runtime, "threads": torch.get_num_threads()},
@@ -109,8 +105,8 @@ class PriceRun:
 
     @property
     def probes(self) -> tuple[type[Probe], ...]:
-        """A drafter without signals has no watched price of its own: what it does is the same."""
-        return (Probe, WatchingProbe) if self.session.engine.drafter.signals else (Probe, Probe)
+        """A drafter that is no model has no watched price of its own: what it does is the same."""
+        return (Probe, WatchingProbe) if self.engine.drafter.signals else (Probe, Probe)
 
     def run(self) -> PriceList:
         samples = Samples()

@@ -9,7 +9,6 @@ import torch
 from gammatune.config import DecodeConfig, RunConfig
 from gammatune.decoding.loop import Engine, build_engine, prefill, run_round, start_turn
 from gammatune.drafters.base import Drafter
-from gammatune.drafters.known import KnownText
 from gammatune.drafters.model import DraftModel
 from gammatune.errors import UserError
 from gammatune.models.pair import Pair, load_pair
@@ -89,7 +88,7 @@ class Session:
     def table_facts(self, depth: int) -> dict:
         """What an acceptance table says about itself. depth: recorded steps."""
         traced = {"runtime": self.engine.runtime, "gamma_max": depth}
-        traced |= {"forwards_per_token": int(self.engine.drafter.needs_draft_model)}
+        traced |= describe_forwards(self.engine.drafter)
         return {**self.describe_work(), **self.describe_place(), **traced}
 
     def warm_up(self, longest: int, watched: bool, late: bool = False) -> None:
@@ -104,10 +103,7 @@ class Session:
             self.engine.warm(DEPTH, min(self.longest_text, self.pair.context), late)
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
-        engine = replace(self.engine, ends=frozenset())
-        if not engine.drafter.needs_draft_model:
-            # a drafter that is no model proposes when it pleases; a known text has a block of every length
-            engine = engine.with_drafter(KnownText(answer=prompt * (longest + 1)))
+        engine = replace(self.engine, ends=frozenset()).filling_blocks(prompt * (longest + 1))
         probe = WatchingProbe if watched and engine.drafter.signals else Probe
         longest = min(longest, self.config.decode.max_new_tokens - 1, self.pair.context // 2 - 2)
         for gamma in sorted({*range(min(longest, DEPTH) + 1), longest}):
@@ -117,6 +113,13 @@ class Session:
             prefill(turn)
             with suppress(NonFiniteError):  # the arm that meets it says so, at its question
                 run_round(turn)
+
+
+def describe_forwards(drafter: Drafter) -> dict:
+    """Facts of a table: draft forwards that a proposed token costs, at most and by who proposed it."""
+    by_proposer = [int(member.needs_draft_model) for member in drafter.members]
+    several = {"forwards_by_proposer": by_proposer} if len(by_proposer) > 1 else {}
+    return {"forwards_per_token": max(by_proposer), **several}
 
 
 @contextmanager

@@ -313,7 +313,15 @@ CHOICES = [
     run("experiment=nope", "experiment=nope is not known"),
     run("experiment=[demo,reference]", "not several"),
     small("drafter=nope", "drafter=nope is not known"),
-    small("drafter=[lookup]", "not several"),
+    small("drafter=[lookup,nope]", "drafter=nope is not known"),
+    small("drafter=[suffix,suffix]", "drafter names suffix twice"),
+    small("drafter=[]", r"drafter=\[\] names none: list at least one of lookup, model, suffix"),
+    small("drafter=[[lookup]]", "not several"),
+    small("drafter=[lookup,null]", r"drafter=\[lookup,null\] is not known"),
+    small("drafter=[lookup,model]", r"drafter=\[lookup,model\] has none from lookup", "policy=svip"),
+    small("drafter.suffix.max_tree_depth=1", "drafter.suffix.max_tree_depth=1 is out of range", "drafter=[suffix,model]"),
+    small("drafter.sufix.max_tree_depth=9", "drafter has no setting sufix", "drafter=[suffix,model]"),
+    small("drafter.longest=9", "drafter has no setting longest: choose one of lookup, model", "drafter=[lookup,model]"),
     run("policy=[fixed,fixed]", "fixed"),
 ]
 
@@ -417,6 +425,8 @@ TAKEN = [
         "policy.fixed.gamma=1000000",
         "repetitions=1000",
         "policy=svip",
+        "drafter=[suffix,model]",
+        "drafter=suffix",
     )
 ] + [
     Case("help", ("--help",), code=0),

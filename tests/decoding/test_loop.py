@@ -15,19 +15,27 @@ from table_model import CPU, draw_prompt, own_answer, table_engine
 from gammatune.config import DecodeConfig
 from gammatune.decoding import loop
 from gammatune.decoding.loop import build_engine, generate_autoregressive, generate_speculative
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
 from gammatune.models.pair import random_pair
 from gammatune.policies.session import PolicySession
 from gammatune.runtimes.device import Device
 
+REPEATING = {"memory": 2, "vocab_size": 12, "ends": (9,)}
 ENGINES = {
     "equal draft": table_engine(agreement=1.0),
     "good draft": table_engine(agreement=0.8),
     "bad draft": table_engine(agreement=0.1),
     "draft with 33 of 40 tokens": table_engine(agreement=0.9, head=33),
     "draft with one token": table_engine(head=1),
-    "lookup": table_engine(Lookup(), memory=2, vocab_size=12, ends=(9,)),
+    "lookup": table_engine(Lookup(), **REPEATING),
+    "suffix": table_engine(Suffix(), **REPEATING),
+    "suffix, then model": table_engine(FirstOf([Suffix(max_tree_depth=4), DraftModel()]), **REPEATING),
+    "lookup, then model": table_engine(FirstOf([Lookup(shortest=2), DraftModel()]), **REPEATING),
+    "lookup, then suffix": table_engine(FirstOf([Lookup(shortest=3), Suffix()]), **REPEATING),
 }
 
 
@@ -58,7 +66,7 @@ def test_whatever_a_policy_does_the_answer_is_the_targets_own(data, kind, seed, 
         assert said is None or said.issuperset(made.output_ids[start : start + r.accepted])
 
 
-@pytest.mark.parametrize("kind", ["good draft", "lookup"])
+@pytest.mark.parametrize("kind", ["good draft", "lookup", "suffix", "suffix, then model", "lookup, then model"])
 def test_every_shipped_policy_gives_the_targets_own_answer(kind):
     engine = ENGINES[kind]
     for number, name in enumerate(LIVE if engine.drafter.signals else [name for name in LENGTH_ONLY if name in LIVE]):
@@ -157,7 +165,7 @@ def test_a_draft_equal_to_the_target_is_never_rejected():
         assert [(r.drafted, r.accepted, r.emitted) for r in made.rounds] == [(5, 5, 6)] * 6 + [(3, 3, 4)]
 
 
-@pytest.mark.parametrize("kind", ["good draft", "bad draft", "lookup"])
+@pytest.mark.parametrize("kind", ["good draft", "bad draft", "lookup", "suffix, then model"])
 def test_caches_hold_a_prefix_of_the_text_after_every_round(monkeypatch, kind):
     """No hole, no leftover of a rejected draft; and nothing but the last token, or two after a full block, is missing."""
     engine, run_round, missing = ENGINES[kind], loop.run_round, set()
@@ -179,6 +187,7 @@ def test_caches_hold_a_prefix_of_the_text_after_every_round(monkeypatch, kind):
         policy = policy if engine.drafter.signals else Scripted(plans=gammas)
         answer(engine, draw_prompt(seed, vocab_size=engine.pair.vocab_size), policy, 40)
     assert kind == "lookup" or missing >= {(True, 2), (False, 1)}
+    assert kind != "suffix, then model" or max(late for _, late in missing) > 4, "the other drafter's blocks are read late"
 
 
 def test_logits_from_the_cache_are_logits_without_one(monkeypatch, llamas):

@@ -1,5 +1,7 @@
 """From logits to tokens; and the sampled answers of the whole loop have the target's own distribution."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,11 @@ from gammatune.config import DecodeConfig
 from gammatune.decoding import accept
 from gammatune.decoding.loop import generate_speculative
 from gammatune.decoding.sampling import GreedySampler, Sampler, find_best, make_sampler
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
 from gammatune.drafters.signals import measure_signals
+from gammatune.drafters.suffix import Suffix
 from gammatune.policies.session import PolicySession
 
 VOCAB = 6
@@ -27,6 +32,9 @@ ENGINES = {
     "draft": lambda: table_engine(agreement=0.0, vocab_size=VOCAB, ends=()),
     "draft with 3 of 6 tokens": lambda: table_engine(agreement=0.0, vocab_size=VOCAB, ends=(), head=3),
     "lookup": lambda: table_engine(Lookup(), vocab_size=VOCAB, ends=()),
+    "suffix": lambda: table_engine(Suffix(), vocab_size=VOCAB, ends=()),
+    # where the first token is 0 or 3 to 5, nothing is found and the model drafts the second
+    "suffix, then draft": lambda: table_engine(FirstOf([Suffix(), DraftModel()]), agreement=0.0, vocab_size=VOCAB, ends=()),
 }
 
 
@@ -66,11 +74,25 @@ def test_so_they_have_where_distributions_are_cut_and_a_policy_stops_blocks():
     assert p_value(ENGINES["draft"](), ScriptedWatching(plans=[1], keeps=[True, False], stop_token="exclude"), decode) > 1e-4
 
 
-@pytest.mark.parametrize("kind", ["draft", "lookup"])
+@pytest.mark.parametrize("kind", ["draft", "lookup", "suffix", "suffix, then draft"])
 def test_leaving_out_the_residual_is_noticed(kind, monkeypatch):
     """Negative control: after a rejection draw from p instead of max(p - q, 0)."""
     monkeypatch.setattr(accept, "residual", lambda p, q: p)
     assert p_value(ENGINES[kind](), Scripted(plans=[1])) < 1e-6
+
+
+def test_what_the_first_drafter_proposed_judged_as_if_it_were_drawn_is_noticed(monkeypatch):
+    """Negative control: a token that is certain, judged by a distribution. The reverse would be exact: any may be judged as
+    if it had been certain.
+    """
+    propose = Suffix.propose
+
+    def with_q(self, text, block):
+        proposal = propose(self, text, block)
+        return replace(proposal, q=torch.full((len(proposal.tokens), VOCAB), 1 / VOCAB))
+
+    monkeypatch.setattr(Suffix, "propose", with_q)
+    assert p_value(ENGINES["suffix, then draft"](), Scripted(plans=[1])) < 1e-6
 
 
 def test_accepting_against_another_distribution_is_noticed(monkeypatch):

@@ -106,7 +106,9 @@ def test_a_new_prompt_forgets_the_old_text():
 
 @pytest.mark.parametrize("settings", [{"longest": 0}, {"shortest": 0}, {"longest": 2, "shortest": 3}])
 def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(UserError, match=r"^drafter.shortest=\d and drafter.longest=\d are out of range: choose"):
+    with pytest.raises(
+        UserError, match=r"^drafter.lookup.shortest=\d and drafter.lookup.longest=\d are out of range: choose"
+    ):
         Lookup(**settings)
 
 

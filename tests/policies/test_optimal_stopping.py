@@ -13,7 +13,10 @@ from replay.made_tables import draw_table, make_turn
 from replay.recording import facts_of, record, run_live
 from table_model import draw_prompt, table_engine
 
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
 from gammatune.policies import POLICIES
 from gammatune.policies.session import PolicyError
@@ -258,6 +261,7 @@ ENGINES = {
     "bad draft": lambda: table_engine(agreement=0.2, memory=2, ends=()),
     "ending": lambda: table_engine(agreement=0.6, memory=3, vocab_size=20, ends=(9,)),
     "lookup": lambda: table_engine(Lookup(), memory=2, vocab_size=12, ends=(9,)),
+    "suffix, then model": lambda: table_engine(FirstOf([Suffix(max_tree_depth=3), DraftModel()]), memory=3, ends=()),
 }
 
 

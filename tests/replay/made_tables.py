@@ -107,6 +107,15 @@ def draw_starts_table(seed: int, questions: int = 3, watched: bool = True) -> Ac
     return AcceptanceTable(turns, {"pair": "made", "gamma_max": 60, "forwards_per_token": 0})
 
 
+def draw_lists_table(seed: int, questions: int = 3, watched: bool = True) -> AcceptanceTable:
+    """The same for a list of two drafters, of which the second is a model."""
+    table, rng = draw_starts_table(seed, questions, watched), np.random.default_rng(seed)
+    for turn in table.turns:
+        turn.trace.proposer = rng.integers(0, 2, turn.tokens).astype(np.int8)
+        turn.trace.late = rng.random(turn.tokens) < 0.5
+    return AcceptanceTable(table.turns, table.facts | {"forwards_per_token": 1, "forwards_by_proposer": [0, 1]})
+
+
 def contents(table: AcceptanceTable) -> list[dict]:
     """Everything but the facts as plain Python values, for comparing two tables."""
 

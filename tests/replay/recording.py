@@ -9,6 +9,7 @@ from gammatune.decoding.loop import Engine, generate_autoregressive, generate_sp
 from gammatune.policies.session import PolicySession
 from gammatune.records import Round
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn, read_table, write_table
+from gammatune.runs.session import describe_forwards
 
 
 def record(engine: Engine, prompts: list[list[int]], budget: int, depth: int, path: Path) -> AcceptanceTable:
@@ -29,7 +30,7 @@ def record(engine: Engine, prompts: list[list[int]], budget: int, depth: int, pa
                 trace=engine.trace(prompt, made.output_ids, budget, depth),
             )
         )
-    facts = {"gamma_max": depth, "forwards_per_token": int(engine.drafter.needs_draft_model)}
+    facts = {"gamma_max": depth, **describe_forwards(engine.drafter)}
     write_table(AcceptanceTable(turns, facts), path)
     return read_table(path)
 

@@ -17,7 +17,10 @@ from table_model import TableModel, draw_prompt, table_engine
 from gammatune.config import TasksConfig
 from gammatune.decoding.loop import build_engine
 from gammatune.drafters.base import Drafter
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.policies.oracle import Oracle
 from gammatune.records import Block, Proposal, Signals
 from gammatune.replay.simulate import prepare, replay
@@ -54,7 +57,14 @@ ENGINES = {
     "lookup": lambda: table_engine(Lookup(), memory=2, vocab_size=12, ends=(9,)),
     "short lookup": lambda: table_engine(Lookup(longest=1), memory=1, ends=(9,)),
     "diviner": lambda: table_engine(Diviner()),
+    "suffix": lambda: table_engine(Suffix(), memory=2, vocab_size=12, ends=(9,)),
+    "suffix, then model": lambda: table_engine(FirstOf([Suffix(max_tree_depth=4), DraftModel()]), memory=3, **SMALL),
+    "sure suffix, then model": lambda: table_engine(FirstOf([Suffix(min_token_prob=0.9), DraftModel()]), memory=2, **SMALL),
+    "lookup, then model": lambda: table_engine(FirstOf([Lookup(shortest=2), DraftModel()]), memory=2, **SMALL),
+    "lookup, then suffix": lambda: table_engine(FirstOf([Lookup(shortest=3), Suffix()]), memory=2, **SMALL),
+    "suffix, then diviner": lambda: table_engine(FirstOf([Suffix(max_tree_depth=3), Diviner()]), memory=1, ends=(9,)),
 }
+SMALL = {"vocab_size": 12, "ends": (9,)}
 WATCHED = [kind for kind in ENGINES if "lookup" not in kind]
 
 
@@ -102,9 +112,20 @@ def test_what_is_compared_is_not_trivial(recorded):
     assert stops >= set(product(("length", "policy", "eos", "budget", "drafter"), (True, False)))
 
 
+def test_each_member_of_a_list_makes_blocks_that_are_told_apart(recorded):
+    """In the rounds that the equality above compares, forwards included."""
+    for kind in [kind for kind in ENGINES if "then" in kind]:
+        made = set()
+        for seed in range(4):
+            for rounds in assert_replays(recorded(kind, seed, 30), make_policy("fixed", gamma=4), 30):
+                made |= {(r.proposer, r.forwards > 0) for r in rounds if r.drafted}
+        assert made == {(0, False), (1, "model" in kind)}, kind
+
+
 @pytest.mark.parametrize("name", LIVE)
 def test_every_shipped_policy_replays_as_it_ran(recorded, name):
-    kinds = ["good draft", "bad draft", *(["lookup"] if name in LENGTH_ONLY else [])]
+    kinds = ["good draft", "bad draft", "suffix", "suffix, then model"]
+    kinds += ["lookup", "lookup, then model"] if name in LENGTH_ONLY else []
     carries = ("turn", "question", "never")
     for number, (kind, stop_token) in enumerate(product(kinds, ("include", "exclude"))):
         policy = adapt_policy(name, gamma=(2, 7, 12)[number % 3], stop_token=stop_token, carry=carries[number % 3])

@@ -17,6 +17,7 @@ from gammatune.replay.prices import (
     Drafting,
     Price,
     PriceList,
+    count_fed,
     from_ratio,
     price,
     prices_to_json,
@@ -83,6 +84,21 @@ def test_a_full_acceptance_at_the_end_of_a_turn_does_not_reach_the_next():
     apart = price(make_replay([[(9, 1, 0, 1)]]), [9], CURVE, watched=False)
     both = price(make_replay([[(5, 1, 1, 1)], [(9, 1, 0, 1)]]), [5, 9], CURVE, watched=False)
     assert both[1] == pytest.approx(apart[0])
+
+
+def test_a_draft_model_reads_what_other_drafters_committed():
+    """Tokens fed by hand: cache and text before each round. Rounds without forwards are another drafter's or nobody's."""
+    rounds = [(10, 3, 3, 0), (14, 2, 2, 2), (17, 2, 1, 2), (19, 4, 2, 0), (22, 0, 0, 0), (23, 1, 0, 1), (24, 2, 0, 2)]
+    # 9 of 10 tokens cached, then 4 more committed: 5; all of 14 and one of two drafted, of 17: 2; up to 18, of 23: 5
+    assert count_fed(make_replay([rounds])).tolist() == [0, 5, 2, 0, 0, 5, 1]
+    assert count_fed(make_replay([rounds, rounds])).tolist() == [0, 5, 2, 0, 0, 5, 1] * 2
+    assert count_fed(make_replay([[(10, 4, 2, 0), (13, 0, 0, 0)]])).tolist() == [0, 0]
+
+
+def test_its_next_block_pays_for_that_once():
+    late = make_replay([[(10, 3, 3, 0), (14, 1, 0, 1)]])
+    expected = (16.0 + 0.4) + (0.125 + 0.010) + (2.0 + 1.4 + 0.5 + 0.25) + (11.0 + 0.28) + (0.125 + 0.014) + (6.0 + 7.5)
+    assert price(late, [10], CURVE, watched=False) == pytest.approx([expected])
 
 
 def test_the_target_alone_reads_the_prompt_alone():

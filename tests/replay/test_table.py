@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay.made_tables import (
     contents,
+    draw_lists_table,
     draw_starts_table,
     draw_table,
     make_starts,
@@ -25,11 +26,12 @@ from replay.made_tables import (
     put_in_every_list,
     store_columns,
 )
+from shipped import make_policy
 
 from gammatune import files
 from gammatune.errors import UserError
 from gammatune.replay.integrity import check_seal
-from gammatune.replay.simulate import prepare
+from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import AcceptanceTable, TableError, join_tables, read_table, write_table
 from gammatune.traces import UNTOLD
 
@@ -58,7 +60,7 @@ def without_ids(table):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([draw_table, draw_starts_table]))
+@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([draw_table, draw_starts_table, draw_lists_table]))
 def test_a_table_comes_back_as_it_was(tmp_path_factory, seed, watched, draw):
     table = draw(seed, watched=watched)
     again = write_and_read(table, tmp_path_factory.mktemp("table"))
@@ -75,7 +77,8 @@ def test_a_table_of_an_earlier_schema_names_the_right_tokens_only(path, draw):
     write_table(table, path)
     layout = json.loads(pq.read_schema(path).metadata[b"gammatune"])["layout"]
     facts = {"gammatune": json.dumps({"schema": 2, "layout": layout, **table.facts})}
-    store_columns(pq.read_table(path).drop_columns(["proposed_ids"]).replace_schema_metadata(facts), path)
+    newer = ["proposed_ids"] + ["proposer", "late"] * (layout == "starts")
+    store_columns(pq.read_table(path).drop_columns(newer).replace_schema_metadata(facts), path)
     again = read_table(path)
     assert all(turn.trace.ids is None for turn in again.turns)
     for old, new in zip(again.turns, table.turns, strict=True):
@@ -83,6 +86,16 @@ def test_a_table_of_an_earlier_schema_names_the_right_tokens_only(path, draw):
         wrong = [token < 100 for token in told.ids or []]  # as the made tables number them
         assert (known.ids or array("l")).tolist() == [UNTOLD if w else t for w, t in zip(wrong, told.ids or [], strict=True)]
         assert replace(known, ids=None) == replace(told, ids=None)
+
+
+def test_a_table_of_the_third_schema_is_one_drafters(path):
+    table = draw_starts_table(1)
+    write_table(table, path)
+    facts = {"gammatune": json.dumps({"schema": 3, "layout": "starts", **table.facts})}
+    store_columns(pq.read_table(path).drop_columns(["proposer", "late"]).replace_schema_metadata(facts), path)
+    again = read_table(path)
+    assert contents(again) == contents(table) and again.forwards_by_proposer == [0]
+    assert {r.proposer for log in replay(prepare(again), make_policy("fixed"), keep_rounds=True).logs for r in log} == {0}
 
 
 def test_an_imported_log_has_no_signals_no_ids_and_unknown_positions(tmp_path):
@@ -134,7 +147,7 @@ def test_signals_are_whole_numbers_of_ten_thousandths(path):
 def test_facts_stand_in_the_metadata_beside_the_schema_number(path):
     write_table(AcceptanceTable([make_turn("1")], {"pair": "mine", "tasks": {"name": "qa"}}), path)
     stored = json.loads(pq.read_schema(path).metadata[b"gammatune"])
-    assert stored == {"schema": 3, "layout": "text", "pair": "mine", "tasks": {"name": "qa"}}
+    assert stored == {"schema": 4, "layout": "text", "pair": "mine", "tasks": {"name": "qa"}}
 
 
 def test_joined_parts_are_one_table_in_the_given_order():
@@ -264,8 +277,8 @@ def test_the_shipped_tables_carry_their_checksum_and_are_read():
 
 
 def test_a_newer_schema_is_refused(path):
-    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 4}'}))
-    with pytest.raises(UserError, match=r"newer gammatune \(schema 4, this one reads up to 3\): update gammatune"):
+    change_file(path, lambda content: content.replace_schema_metadata({"gammatune": '{"schema": 5}'}))
+    with pytest.raises(UserError, match=r"newer gammatune \(schema 5, this one reads up to 4\): update gammatune"):
         read_table(path)
 
 
@@ -337,6 +350,25 @@ OTHER_DAMAGES = {
 @pytest.mark.parametrize("damage", OTHER_DAMAGES)
 def test_so_are_those_of_a_table_by_starts(path, damage):
     change_file(path, OTHER_DAMAGES[damage], draw_starts_table)
+    with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: make it again with the command that made it"):
+        read_table(path)
+
+
+LIST_DAMAGES = {
+    "a proposer too few": lambda c: put(c, "proposer", [row[:-1] for row in c["proposer"].to_pylist()]),
+    "a third proposer of two": lambda c: put_in_every_list(c, "proposer", 2),
+    "a proposer below zero": lambda c: put_in_every_list(c, "proposer", -1),
+    "a late token too many": lambda c: put(c, "late", [[*row, True] for row in c["late"].to_pylist()]),
+    "forwards of nobody": lambda c: c.replace_schema_metadata(
+        {"gammatune": '{"schema": 4, "layout": "starts", "forwards_by_proposer": []}'}
+    ),
+    "one drafter's facts": lambda c: c.replace_schema_metadata({"gammatune": '{"schema": 4, "layout": "starts"}'}),
+}
+
+
+@pytest.mark.parametrize("damage", LIST_DAMAGES)
+def test_so_are_those_of_a_list_of_drafters(path, damage):
+    change_file(path, LIST_DAMAGES[damage], draw_lists_table)
     with pytest.raises(UserError, match=r"acceptance\.parquet .*damaged.*: make it again with the command that made it"):
         read_table(path)
 

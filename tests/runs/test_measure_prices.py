@@ -12,7 +12,10 @@ import pytest
 
 from gammatune.commands import prices
 from gammatune.commands.options import find_prices
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
 from gammatune.replay.fit_prices import Samples, fit_line, fit_prices
 from gammatune.replay.prices import FREE, PARTS, Drafting, Price, PriceList, from_ratio, read_prices
@@ -241,6 +244,24 @@ def test_a_drafter_that_is_no_model_has_prices_of_verification_for_every_length(
     path = tmp_path / "prices.json"
     write_prices(curve, path)
     assert read_prices(path).verify == curve.verify
+
+
+def test_a_list_has_the_prices_of_its_draft_model(make_config):
+    """The model makes every block, in every length; the first in the list would take some of them."""
+    config = make_config("model_pair=tiny-random")
+    config.drafter = FirstOf([Suffix(), DraftModel()])
+    measured, samples = open_run(config, Plan(contexts=(16,), gamma_max=4, repeats=1)), Samples()
+    measured.measure_pass(16, WatchingProbe(gammas=[3, 0, 4, 1, 2]), samples)
+    assert [r["forwards"] for r in samples.rounds] == [3, 0, 4, 1, 2]
+    assert measured.probes == (Probe, WatchingProbe) and measured.facts["forwards_by_proposer"] == [0, 1]
+
+
+def test_suffix_decoding_has_prices_of_verification_alone(make_config):
+    """It has signals, but what it costs does not depend on who watches."""
+    config = make_config("model_pair=tiny-random")
+    config.drafter = Suffix()
+    measured = open_run(config, Plan(contexts=(16,), gamma_max=2, repeats=1))
+    assert measured.probes == (Probe, Probe) and measured.run().watched.step == FREE
 
 
 def test_its_rounds_have_every_length(with_lookup):

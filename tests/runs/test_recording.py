@@ -9,12 +9,16 @@ from replay.made_tables import contents
 from runs.tracing import count_traces, same
 from shipped import POLICIES, make_policy
 
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.known import read_known
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
 from gammatune.files import hold_folder, read_json
 from gammatune.replay.simulate import prepare, replay
 from gammatune.replay.table import read_table
+from gammatune.report.views import run_tables
 from gammatune.runs.store import read_run, read_texts
 from gammatune.studies.replay_check import check_replay, replay_sentence
 
@@ -265,6 +269,32 @@ def test_a_run_with_a_lookup_leaves_its_table_and_is_checked(make_runner, make_r
     assert table.facts["drafter"] == {"name": "lookup", "longest": 3, "shortest": 1} and not table.watched
     again = make_recorder(tmp_path / "again", "decode.max_new_tokens=40", drafter=Lookup()).run()
     assert same(again, runner.folder.path / "acceptance.parquet")
+
+
+def test_a_run_with_a_list_of_drafters_is_checked_and_tells_who_proposed(make_runner, make_recorder, tmp_path):
+    arms = ("policy=[fixed,hf_heuristic,gammatune_plus,optimal_stopping]", "decode.max_new_tokens=40")
+    runner = make_runner(tmp_path, *arms, drafter=FirstOf([Suffix(), DraftModel()]))
+    runner.run()
+    run = read_run(runner.folder.path)
+    check = check_replay(run)
+    assert (check.arms, check.differing, check.other_text, check.unchecked) == (4, 0, 0, [])
+    table = read_table(runner.folder.path / "acceptance.parquet")
+    assert (table.forwards_by_proposer, table.forwards_per_token, table.watched) == ([0, 1], 1, True)
+    again = make_recorder(tmp_path / "again", "decode.max_new_tokens=40", drafter=FirstOf([Suffix(), DraftModel()])).run()
+    assert same(again, runner.folder.path / "acceptance.parquet")
+    told = run_tables(run)["proposers"].numbers
+    rounds = run.rounds[run.rounds["label"] == "fixed-3"]
+    for place, name in enumerate(("suffix", "model")):
+        (row,) = told[(told["label"] == "fixed-3") & (told["proposer"] == name)].to_dict("records")
+        own = rounds[(rounds["proposer"] == place) & (rounds["drafted"] > 0)]
+        assert (row["blocks"], row["drafted"], row["accepted"]) == (len(own), own["drafted"].sum(), own["accepted"].sum())
+        assert row["drafted_share"] == own["drafted"].sum() / rounds["drafted"].sum()
+        assert row["blocks"] and (row["forwards"] > 0) == (name == "model")
+    # a round that names another proposer is a difference
+    first = next(r for arm in run.arms for turn in arm.turns for r in turn.rounds if r.drafted)
+    first.proposer = 1 - first.proposer
+    check_replay.cache_clear()
+    assert check_replay(run).differing == 1
 
 
 def test_texts_are_left_of_all_that_a_reader_meets_and_made_again(recorded, make_recorder, monkeypatch):

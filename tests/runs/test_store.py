@@ -261,7 +261,7 @@ def test_two_runs_are_two_folders(folder, tmp_path):
 def test_a_turn_log_comes_back_as_it_was():
     rounds = [
         Round(3, 2, 1, 2, 3, "policy", 10, 1.5, 20.25, 0.125, {"mean": 2.5}),
-        Round(4, 0, 0, 1, 0, "budget", 12, nodes=7, row=1),
+        Round(4, 0, 0, 1, 0, "budget", 12, nodes=7, row=1, proposer=1),
     ]
     turn = TurnLog(5, "writing", "mt_bench", 1, 10, [4, 5, 6], "length", 1.0, 99.5, rounds, 2, {"mean": 3.0})
     assert TurnLog.from_json(turn.to_json()) == turn
@@ -273,9 +273,16 @@ def test_a_turn_log_of_the_first_schema_is_read():
     old = json.loads(turn.to_json())
     old["schema"] = 1
     old["rounds"]["draft_forwards"] = old["rounds"].pop("forwards")
-    del old["rounds"]["nodes"], old["rounds"]["row"]
+    del old["rounds"]["nodes"], old["rounds"]["row"], old["rounds"]["proposer"]
     assert TurnLog.from_json(json.dumps(old)) == turn
     assert (turn.rounds[0].nodes, turn.rounds[0].row) == (2, 0)
+
+
+def test_a_log_without_proposers_is_one_drafters():
+    turn = TurnLog(5, "qa", "qa", 0, 10, [4, 6], "eos", 1.0, 2.0, [Round(3, 2, 1, 2, 3, "policy", 10)])
+    old = json.loads(turn.to_json())
+    del old["rounds"]["proposer"]
+    assert TurnLog.from_json(json.dumps(old)) == turn and turn.rounds[0].proposer == 0
 
 
 SOUND = TurnLog(
@@ -315,6 +322,7 @@ BAD_ROUNDS = {
     "context": [9, -1],
     "nodes": [2],
     "row": [-1],
+    "proposer": [-1, "model"],
     "stop": ["", "tired", None, ["eos"]],
     "state": [None, [], {"x": "y"}],
     "draft_ms": [-5.0, float("inf")],
