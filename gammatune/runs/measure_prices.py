@@ -93,8 +93,8 @@ class PriceRun:
         self.seed, self.load = config.seed, LoadWatch()
         self.text = repeat_text(self.session.pair.tokenizer, self.session.questions.questions, max(self.plan.contexts))
         self.decode = replace(config.decode, max_new_tokens=self.plan.room)
-        # a drafter that is no model proposes when it pleases; a known text has a block of every length
-        known = None if self.session.engine.drafter.needs_draft_model else KnownText(answer=self.text * 2)
+        # a drafter that takes no forwards proposes when it pleases; a known text has a block of every length
+        known = None if self.session.engine.drafter.forwards_per_token else KnownText(answer=self.text * 2)
         # without an end of sequence no block is cut short, and every block length is met as often as planned
         endless = replace(self.session.engine, ends=frozenset())
         self.engine = endless.with_drafter(known) if known else endless
@@ -182,8 +182,7 @@ def time_prefill(turn: Turn) -> float:
 
 def measure_round(turn: Turn) -> dict:
     """One round by the host's clock; fed: tokens that the first draft step takes. A round ends with the host informed."""
-    model = turn.drafter.workplace.model
-    fed = len(turn.text) - model.length if model else 0
+    fed = turn.drafter.unread(turn.text)
     started = time.perf_counter()
     run_round(turn)
     return {"fed": fed, "wall_ms": (time.perf_counter() - started) * 1e3}

@@ -89,7 +89,7 @@ class Session:
     def table_facts(self, depth: int) -> dict:
         """What an acceptance table says about itself. depth: recorded steps."""
         traced = {"runtime": self.engine.runtime, "gamma_max": depth}
-        traced |= {"forwards_per_token": int(self.engine.drafter.needs_draft_model)}
+        traced |= {"forwards_per_token": self.engine.drafter.forwards_per_token}
         return {**self.describe_work(), **self.describe_place(), **traced}
 
     def warm_up(self, longest: int, watched: bool, late: bool = False) -> None:
@@ -105,8 +105,8 @@ class Session:
         prompt = self.prompt(self.questions.questions[0], 0, [])
         prompt = prompt[-min(len(prompt), 64, self.pair.context // 2) :]
         engine = replace(self.engine, ends=frozenset())
-        if not engine.drafter.needs_draft_model:
-            # a drafter that is no model proposes when it pleases; a known text has a block of every length
+        if not engine.drafter.forwards_per_token:
+            # a drafter that takes no forwards proposes when it pleases; a known text has a block of every length
             engine = engine.with_drafter(KnownText(answer=prompt * (longest + 1)))
         probe = WatchingProbe if watched and engine.drafter.signals else Probe
         longest = min(longest, self.config.decode.max_new_tokens - 1, self.pair.context // 2 - 2)

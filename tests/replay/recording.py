@@ -29,7 +29,7 @@ def record(engine: Engine, prompts: list[list[int]], budget: int, depth: int, pa
                 trace=engine.trace(prompt, made.output_ids, budget, depth),
             )
         )
-    facts = {"gamma_max": depth, "forwards_per_token": int(engine.drafter.needs_draft_model)}
+    facts = {"gamma_max": depth, "forwards_per_token": engine.drafter.forwards_per_token}
     write_table(AcceptanceTable(turns, facts), path)
     return read_table(path)
 
