@@ -41,6 +41,7 @@ class Drafter:
     needs_draft_model: ClassVar[bool] = False  # whether it runs the pair's draft model
     reads_features: ClassVar[bool] = False  # whether it reads the target's features (gammatune.models.feature_draft)
     forwards_per_token: ClassVar[int] = 0  # forward passes of its own that each proposed token costs
+    rereads: ClassVar[bool] = False  # whether a block's first step reads anew what the round before had accepted
 
     def load(self, pair: "Pair") -> None:
         """Called once, while the pair's modules are as transformers made them: read what belongs to the pair."""

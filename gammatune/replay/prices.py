@@ -44,9 +44,10 @@ FREE = Price(0.0)
 
 @dataclass
 class Drafting:
-    """What a block of n draft steps costs: n * step, start once, and catch_up where its first step feeds two tokens.
+    """What a block of n draft steps costs: n * step, start once, and catch_up where its first step feeds several tokens.
 
-    It does after a round in which everything drafted was accepted: the draft has not read the last of those tokens.
+    It does after a round in which everything drafted was accepted: a draft model has not read the last of those tokens. A
+    feature draft reads all accepted ones anew.
     """
 
     step: Price
@@ -174,16 +175,22 @@ def price(replay: Replay, prompts, curve: PriceList, watched: bool, drafts: bool
     rounds += curve.rest.at(context)
     drafted = replay.forwards > 0
     rounds += drafted * drafting.start.at(context)
-    rounds += (drafted & feeds_two(replay)) * drafting.catch_up.at(context)
+    rounds += (drafted & feeds_several(replay, bool(curve.facts.get("rereads")))) * drafting.catch_up.at(context)
     reads_prompt = bool(drafted.any()) if drafts is None else drafts
     prefill = curve.prefill_both if reads_prompt else curve.prefill_target
     return replay.sum_by_turn(rounds) + prefill.at(prompt_lengths(prompts))
 
 
-def feeds_two(replay: Replay) -> np.ndarray:
-    """Rounds [rounds] whose turn's round before left nothing of the block to correct, a round without a block included."""
-    full = replay.accepted == replay.forwards
-    after = np.concatenate([[False], full[:-1]])
+def feeds_several(replay: Replay, rereads: bool) -> np.ndarray:
+    """Rounds [rounds] whose first draft step reads more than one token, by what their turn's round before left.
+
+    rereads: whether that step reads all tokens that the round accepted. Else one more is left only where there was nothing
+    to correct. A round without a block leaves one more either way.
+    """
+    more = replay.accepted == replay.forwards
+    if rereads:
+        more |= replay.accepted > 0
+    after = np.concatenate([[False], more[:-1]])
     after[replay.turn_ends[:-1]] = False
     return after
 

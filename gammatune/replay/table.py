@@ -93,6 +93,11 @@ class AcceptanceTable:
         return self.facts.get("forwards_per_token", 1)
 
     @property
+    def by_draft_model(self) -> bool:
+        """Whether the drafter is a draft model, which an engine could be told to load."""
+        return bool(self.forwards_per_token) and not self.facts.get("rereads")
+
+    @property
     def tokens(self) -> int:
         return sum(turn.tokens for turn in self.turns)
 

@@ -90,6 +90,7 @@ class Session:
         """What an acceptance table says about itself. depth: recorded steps."""
         traced = {"runtime": self.engine.runtime, "gamma_max": depth}
         traced |= {"forwards_per_token": self.engine.drafter.forwards_per_token}
+        traced |= {"rereads": True} if self.engine.drafter.rereads else {}
         return {**self.describe_work(), **self.describe_place(), **traced}
 
     def warm_up(self, longest: int, watched: bool, late: bool = False) -> None:
