@@ -37,6 +37,8 @@ def write_files(folder: Path) -> None:
     write_questions(folder)
     (folder / "acceptance.parquet").write_bytes(table_bytes())
     (folder / "file").write_text("")
+    (folder / "drafts").mkdir()
+    (folder / "drafts" / "feature_draft.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
 
 
 def write_configs(folder: Path) -> None:
@@ -314,6 +316,9 @@ CHOICES = [
     run("experiment=[demo,reference]", "not several"),
     small("drafter=nope", "drafter=nope is not known"),
     small("drafter=[lookup]", "not several"),
+    small("drafter=features", "drafter.path is not set"),
+    small("drafter=features", "holds no feature_draft.safetensors", "drafter.path=nowhere"),
+    small("drafter=features", "cannot be read|truncated or corrupt", "drafter.path=drafts"),
     run("policy=[fixed,fixed]", "fixed"),
 ]
 
