@@ -87,9 +87,7 @@ class Drafter:
                 block.keep = lambda signals: seen.append((signals.top1, signals.entropy, signals.margin)) or True
             drafted = self.propose(text, block).tokens.tolist() if block.limit else []
             block.cut(drafted)
-            right.append(
-                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafted, answer[place:], strict=False)))
-            )
+            right.append(count_right(drafted, answer[place:]))
             proposed.append(block.drafted)
             ids += drafted[: block.drafted]
             ended.append(block.ended)
@@ -104,6 +102,11 @@ class Drafter:
             signals=make_columns(np.array(seen).reshape(-1, 3)) if self.signals else None,
             ids=np.array(ids, np.int32),
         )
+
+
+def count_right(proposed: list[int], answer: list[int]) -> int:
+    """How many in a row are the answer's own."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(proposed, answer, strict=False)))
 
 
 def make_columns(values: np.ndarray) -> SignalColumns:

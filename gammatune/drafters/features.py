@@ -7,21 +7,25 @@ the next block's first step. So a proposal depends on where its block began.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from gammatune.drafters.base import Workplace
+from gammatune.drafters.base import Workplace, count_right, make_columns
 from gammatune.drafters.chain import ChainDrafter
+from gammatune.drafters.signals import find_best, measure_signals, name_tokens
 from gammatune.errors import UserError
 from gammatune.files import hash_file
 from gammatune.models.feature_draft import FILE, HOW, FeatureDraft
 from gammatune.models.pair import Pair
 from gammatune.records import Block
 from gammatune.runtimes.base import wrap_model
+from gammatune.runtimes.finite import nonfinite
 from gammatune.traces import StartTrace
 
 MOST = 256  # positions of one forward, as many as the compiled step takes
@@ -131,10 +135,105 @@ class Features(ChainDrafter):
 
     @torch.inference_mode()
     def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> StartTrace:
-        """By starts, each fed as a live block feeds it; the target reads the answer first, CHUNK tokens at a time."""
+        """By starts; the target reads the answer first, CHUNK tokens at a time.
+
+        Where the model takes masks, all starts advance side by side. Elsewhere each is fed as a live block feeds it.
+        """
         target, found = self.workplace.target, []
         for chunk in self.device.upload([*prompt[-1:], *answer[:-1]]).split(CHUNK):
             target.forward(chunk, keep=1)
             found.append(target.features)
         self.traced = torch.cat(found)
-        return super().trace(prompt, answer, budget, depth)
+        if not self.model.takes_masks:
+            return super().trace(prompt, answer, budget, depth)
+        blocks = [StartedBlock(place, min(depth, budget - 1 - place)) for place in range(len(answer))]
+        self.propose_all(blocks, [*prompt[-1:], *answer[:-1]])
+        return join_blocks(blocks, answer, depth)
+
+    def propose_all(self, blocks: list["StartedBlock"], before: list[int]) -> None:
+        """Fill the blocks of an answer side by side in one cache. before: the token before each block's start.
+
+        A block sees the target's features up to its start, and its own tokens. Raises NonFiniteError.
+        """
+        alive = blocks[self.prompt_tokens == 1 :]  # nothing can start from a prompt of one token, which has no feature
+        if not alive:
+            return
+        fed = self.device.upload(before[len(blocks) - len(alive) :])  # [a]
+        read = self.read_each(torch.cat([self.waiting.to(self.traced.dtype), self.traced])[: len(alive)], fed)
+        known = torch.arange(self.model.length, device=fed.device)  # entries of the target's features
+        owners = fed[:0]  # the start of each predicted entry, which follow those
+        while True:
+            tokens, measured = name_tokens(find_best(read.logits), self.ids), measure_signals(read.logits)
+            for block, token, values in zip(alive, tokens.tolist(), measured.tolist(), strict=True):
+                if block.goes_on:  # false for one that has no room at all
+                    block.add(token, values, self.workplace.ends)
+                    self.refuse_nonfinite(block)
+            kept = self.device.upload([row for row, block in enumerate(alive) if block.goes_on])
+            alive = [block for block in alive if block.goes_on]
+            if not alive:
+                return
+            starts = self.device.upload([block.start for block in alive])
+            seen = self.prompt_tokens - 1 + starts  # [a], entries of the target's features that each follows
+            own = torch.eye(len(alive), dtype=torch.bool, device=fed.device)
+            mask = torch.cat([known < seen[:, None], owners == starts[:, None], own], dim=1)
+            positions = seen + len(alive[0].ids) - 1  # all that are alive have as many tokens
+            read = self.read_each(read.features[kept], tokens[kept], positions, mask)
+            owners = torch.cat([owners, starts])
+
+    def read_each(self, features: torch.Tensor, tokens: torch.Tensor, positions=None, mask=None) -> "Read":
+        """Append entries [a] to the cache, MOST at a time. positions [a] and mask [a, cached + a] as for a model."""
+        logits, predicted = [], []
+        for first in range(0, len(tokens), MOST):
+            part = slice(first, first + MOST)
+            inputs = self.draft.fuse_inputs(features[part], tokens[part])
+            self.inputs[: len(inputs)] = inputs
+            places, after = self.places[: len(inputs)], self.model.length + len(inputs)
+            where = {} if mask is None else {"positions": positions[part], "mask": mask[part, :after]}
+            logits.append(self.model.forward(places, len(inputs), **where))
+            predicted.append(self.model.features)
+        return Read(torch.cat(logits), torch.cat(predicted))
+
+    def refuse_nonfinite(self, block: "StartedBlock") -> None:
+        if not isfinite(block.signals[-1][0]):
+            raise nonfinite("draft", block.start + len(block.ids) - 1, self.model.dtype)
+
+
+@dataclass
+class Read:
+    """What a forward over a entries leaves."""
+
+    logits: torch.Tensor  # [a, N]
+    features: torch.Tensor  # [a, hidden], predicted
+
+
+@dataclass
+class StartedBlock:
+    """What is proposed from one position of an answer."""
+
+    start: int  # the position
+    room: int  # tokens that it may get
+    ids: list[int] = field(default_factory=list)
+    signals: list[list[float]] = field(default_factory=list)  # top1, entropy and margin of each
+    ended: bool = False  # the last of them ends the sequence
+
+    @property
+    def goes_on(self) -> bool:
+        return not self.ended and len(self.ids) < self.room
+
+    def add(self, token: int, signals: list[float], ends: frozenset[int]) -> None:
+        self.ids.append(token)
+        self.signals.append(signals)
+        self.ended = token in ends
+
+
+def join_blocks(blocks: list[StartedBlock], answer: list[int], depth: int) -> StartTrace:
+    """depth: tokens recorded per start at most."""
+    right = [count_right(block.ids, answer[block.start :]) for block in blocks]
+    return StartTrace(
+        right=np.array(right, np.int16),
+        proposed=np.array([len(block.ids) for block in blocks], np.int16),
+        ended=np.array([block.ended for block in blocks], bool),
+        more=np.array([not block.ended and len(block.ids) == depth for block in blocks], bool),
+        signals=make_columns(np.array([row for block in blocks for row in block.signals]).reshape(-1, 3)),
+        ids=np.array([token for block in blocks for token in block.ids], np.int32),
+    )

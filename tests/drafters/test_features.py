@@ -14,6 +14,7 @@ from table_model import draw_prompt
 from gammatune.config import DecodeConfig
 from gammatune.decoding.loop import Engine, build_engine, generate_autoregressive, generate_speculative
 from gammatune.decoding.sampling import Sampler
+from gammatune.drafters import features
 from gammatune.drafters.features import Features
 from gammatune.errors import UserError
 from gammatune.models.feature_draft import FILE, FeatureDraft, FeatureTap
@@ -96,11 +97,11 @@ def propose_from_scratch(engine: Engine, text: list[int], count: int) -> list[in
     tap = FeatureTap(target)
     target(tokens)
     tap.remove()
-    features, proposed = tap.features[:, :-1], []
+    given, proposed = tap.features[:, :-1], []
     for _ in range(count):
-        predicted = draft(features, tokens[:, 1:])[:, -1:]
+        predicted = draft(given, tokens[:, 1:])[:, -1:]
         proposed.append(int(IDS[draft.logits(predicted)[0, -1].argmax()]))
-        features, tokens = torch.cat([features, predicted], 1), torch.cat([tokens, torch.tensor([proposed[-1:]])], 1)
+        given, tokens = torch.cat([given, predicted], 1), torch.cat([tokens, torch.tensor([proposed[-1:]])], 1)
     return proposed
 
 
@@ -115,6 +116,23 @@ def test_proposals_are_those_of_the_definition(make_engine, kind, runtime):
     assert type(trace) is StartTrace and trace.proposed.min() >= 1 and trace.proposed.max() == 6
     for place, (start, count) in enumerate(zip(starts, trace.proposed, strict=True)):
         assert ids[start : start + count] == propose_from_scratch(engine, [*prompt, *answer[:place]], count)
+
+
+@pytest.mark.parametrize(("budget", "depth"), [(30, 6), (4, 9), (1, 3), (2, 1)])
+def test_starts_side_by_side_are_those_one_after_another(make_engine, monkeypatch, budget, depth):
+    """In several forwards where the buffer is smaller than the answer; a prompt of one token, too."""
+    engine = make_engine("llama", "eager")
+    for prompt in PROMPTS[:3]:
+        answer = generate_autoregressive(engine, prompt, DecodeConfig(max_new_tokens=budget)).output_ids
+        monkeypatch.setattr(features, "MOST", 7)
+        beside = engine.trace(prompt, answer, budget, depth)
+        monkeypatch.setattr(engine.drafter.model, "takes_masks", False, raising=False)
+        single = engine.trace(prompt, answer, budget, depth)
+        monkeypatch.undo()
+        for name in ("right", "proposed", "ended", "more", "ids"):
+            assert getattr(beside, name).tolist() == getattr(single, name).tolist()
+        for column, other in zip(vars(beside.signals).values(), vars(single.signals).values(), strict=True):
+            assert column == pytest.approx(other, abs=2e-4)
 
 
 @EVERY
