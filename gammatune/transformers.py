@@ -68,6 +68,8 @@ def speculate(
         raise UserError(f"Policy {type(made).__name__} must know the answer beforehand: choose {name_live_policies()}.")
     if (drafter is None or drafter.needs_draft_model) != (draft is not None):
         raise UserError("Give speculate either a draft model, or a drafter that needs none, such as drafter=Lookup().")
+    if drafter is not None and drafter.reads_features:
+        raise UserError(f"generate hands no hidden states on, which drafter={drafter.name} reads: use `gammatune run`.")
     if made.watches_draft and drafter is not None and not drafter.signals:
         refuse_watching(drafter, type(made).__name__)
     if prices is not None:

@@ -57,6 +57,8 @@ class Engine:
 
     def trace(self, prompt: list[int], answer: list[int], budget: int, depth: int) -> Trace:
         """What the drafter would propose at each position of the target's own greedy answer; see `Drafter.trace`."""
+        if self.drafter.reads_features:
+            ChainVerifier(self.target, self.device).begin(prompt)
         self.drafter.begin(prompt, GreedySampler())
         return self.drafter.trace(prompt, answer, budget, depth)
 
@@ -66,11 +68,11 @@ class Engine:
         return replace(self, drafter=drafter)
 
     def filling_blocks(self, known: list[int]) -> "Engine":
-        """The same with a drafter that proposes as many tokens as are planned: the draft model, where one takes part.
+        """The same with a drafter that proposes as many tokens as are planned: the one that takes forwards, if any does.
 
         Any other proposes when it pleases, and costs no forward: the known text takes its place.
         """
-        models = [member for member in self.drafter.members if member.needs_draft_model]
+        models = [member for member in self.drafter.members if member.forwards_per_token]
         return replace(self, drafter=models[0]) if models else self.with_drafter(KnownText(answer=known))
 
 
@@ -82,10 +84,14 @@ def build_engine(
     runtime: "eager", "compiled" or "auto", which measures. threads: for "auto" on a CPU, None to measure them too.
     release: the pair's own forward is needed no more, so weights are held once.
     """
+    drafter, device, ends = drafter or DraftModel(), Device(pair.device), frozenset(pair.eos_ids)
+    drafter.load(pair)
     choice = choose_runtime(pair, threads, release=release) if runtime == "auto" else None
     models = choice.models if choice else build_models(pair, runtime, release)
-    drafter, device, ends = drafter or DraftModel(), Device(pair.device), frozenset(pair.eos_ids)
-    drafter.attach(Workplace(device, pair.vocab_size, ends, models.draft, pair.draft_ids))
+    if drafter.reads_features:
+        models.target.keep_features()
+    workplace = Workplace(device, pair.vocab_size, ends, models.draft, pair.draft_ids, models.target, models.runtime)
+    drafter.attach(workplace)
     return Engine(pair, models.target, drafter, device, models.runtime, ends, choice.reason if choice else "")
 
 

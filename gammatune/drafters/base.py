@@ -13,6 +13,7 @@ from gammatune.traces import SignalColumns, StartTrace, Trace
 if TYPE_CHECKING:  # a config with a drafter is checked before torch is imported
     import torch
 
+    from gammatune.models.pair import Pair
     from gammatune.runtimes.base import Model
     from gammatune.runtimes.device import Device
 
@@ -26,6 +27,8 @@ class Workplace:
     ends: frozenset[int]  # ids that end the sequence
     model: "Model | None" = None  # the pair's draft model, where the drafter asked for it
     ids: "torch.Tensor | None" = None  # [N], target ids of the rows of its LM head; None where it has all
+    target: "Model | None" = None  # for a drafter that reads its features
+    runtime: str = "eager"  # what really runs: "eager" or "compiled"
 
 
 @dataclass
@@ -36,6 +39,12 @@ class Drafter:
     title: ClassVar[str] = ""  # in tables and figures
     signals: ClassVar[bool] = False  # whether it reports signals; policies that watch need them
     needs_draft_model: ClassVar[bool] = False  # whether it runs the pair's draft model
+    reads_features: ClassVar[bool] = False  # whether it reads the target's features (gammatune.models.feature_draft)
+    forwards_per_token: ClassVar[int] = 0  # forward passes of its own that each proposed token costs
+    rereads: ClassVar[bool] = False  # whether a block's first step reads anew what the round before had accepted
+
+    def load(self, pair: "Pair") -> None:
+        """Called once, while the pair's modules are as transformers made them: read what belongs to the pair."""
 
     def attach(self, workplace: Workplace) -> None:
         """Called once, before the first prompt."""
@@ -62,6 +71,10 @@ class Drafter:
         """
         raise NotImplementedError
 
+    def unread(self, text: list[int]) -> int:
+        """Tokens that the first step after this text reads; 0 for a drafter that takes no forwards."""
+        return 0
+
     def commit(self, text: list[int]) -> None:
         """The text that the round left: roll back to a prefix of it."""
 
@@ -79,9 +92,7 @@ class Drafter:
                 block.keep = lambda signals: seen.append((signals.top1, signals.entropy, signals.margin)) or True
             drafted = self.propose(text, block).tokens.tolist() if block.limit else []
             block.cut(drafted)
-            right.append(
-                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(drafted, answer[place:], strict=False)))
-            )
+            right.append(count_right(drafted, answer[place:]))
             proposed.append(block.drafted)
             ids += drafted[: block.drafted]
             ended.append(block.ended)
@@ -96,6 +107,11 @@ class Drafter:
             signals=make_columns(np.array(seen).reshape(-1, 3)) if self.signals else None,
             ids=np.array(ids, np.int32),
         )
+
+
+def count_right(proposed: list[int], answer: list[int]) -> int:
+    """How many in a row are the answer's own."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(proposed, answer, strict=False)))
 
 
 def make_columns(values: np.ndarray) -> SignalColumns:

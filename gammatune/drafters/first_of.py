@@ -34,6 +34,22 @@ class FirstOf(Drafter):
     def needs_draft_model(self) -> bool:
         return any(drafter.needs_draft_model for drafter in self.drafters)
 
+    @property
+    def reads_features(self) -> bool:
+        return any(drafter.reads_features for drafter in self.drafters)
+
+    @property
+    def forwards_per_token(self) -> int:
+        return max(drafter.forwards_per_token for drafter in self.drafters)
+
+    @property
+    def rereads(self) -> bool:
+        return any(drafter.rereads for drafter in self.drafters)
+
+    def load(self, pair) -> None:
+        for drafter in self.drafters:
+            drafter.load(pair)
+
     def attach(self, workplace: Workplace) -> None:
         super().attach(workplace)
         for drafter in self.drafters:

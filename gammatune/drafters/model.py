@@ -6,15 +6,15 @@ two-token feed, at no extra forward.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from gammatune.drafters.base import Drafter, make_columns
+from gammatune.drafters.base import make_columns
+from gammatune.drafters.chain import ChainDrafter
 from gammatune.drafters.signals import find_best, measure_signals, name_tokens
-from gammatune.records import Block, Proposal, Signals
+from gammatune.records import Block
 from gammatune.runtimes.finite import nonfinite
 from gammatune.traces import MATCH, MISMATCH, TextTrace
 
@@ -22,65 +22,33 @@ CHUNK = 128  # answer positions per traced forward
 
 
 @dataclass
-class DraftModel(Drafter):
+class DraftModel(ChainDrafter):
     """The pair's draft model (Leviathan et al. 2023, arXiv 2211.17192)."""
 
     name: ClassVar[str] = "model"
     title: ClassVar[str] = "draft model"
-    signals: ClassVar[bool] = True
     needs_draft_model: ClassVar[bool] = True
 
     def begin(self, prompt: list[int], sampler) -> None:
-        self.model, self.ids, self.device = self.workplace.model, self.workplace.ids, self.workplace.device
-        self.sampler, self.prompt_tokens = sampler, len(prompt)
-        self.model.reset()
+        super().begin(prompt, sampler)
         if len(prompt) > 1:
             self.model.forward(self.device.upload(prompt[:-1]), keep=1)
 
-    def propose(self, text: list[int], block: Block) -> Proposal:
-        if not block.limit:
-            return Proposal(self.device.upload([]))
-        feed = self.device.upload(text[self.model.length :])
-        logits, caught_up = self.catch_up(feed, block)  # [1, N]
-        tokens, rows, peaks = [], [], []
-        while True:
-            q = self.sampler.distribution(logits, text, tokens)
-            row = self.sampler.draw(q)  # [1]
-            feed = name_tokens(row, self.ids)
-            tokens.append(feed)
-            rows.append(q)
-            peaks.append(self.sampler.peaks(logits, q))
-            if not block.add(*self.report(block, logits, q, row, feed, len(text))):
-                break
-            logits = self.model.forward(feed, keep=1)
-        k = block.drafted  # one less than were drawn where the policy dropped the last
-        q = self.sampler.spread(rows[:k], self.ids, self.workplace.vocab_size) if k else None
-        return Proposal(torch.cat(tokens)[:k], q, forwards=len(tokens), peaks=torch.cat(peaks), caught_up=caught_up)
+    def unread(self, text: list[int]) -> int:
+        return len(text) - self.model.length
 
-    def catch_up(self, feed: torch.Tensor, block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Read what is new of the text [n]: the next token's logits [1, N], and whether each token but the first is the one
-        that the draft would have proposed [n - 1]; None where nobody asks. The LM head then runs on all n rows.
+    def read(self, text: list[int], block: Block) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """caught_up: whether each new token but the first is the one that the draft would have proposed [n - 1]; None
+        where nobody asks, and the LM head does not run on all n rows for it.
         """
+        feed = self.device.upload(text[self.model.length :])  # [n]
         logits = self.model.forward(feed, keep=len(feed) if block.catches_up else 1)
         if not block.catches_up:
             return logits, None
         return logits[-1:], name_tokens(find_best(logits[:-1]), self.ids) == feed[1:]
 
-    def report(self, block: Block, logits, q, row, token, context: int) -> tuple[int | None, Signals | None]:
-        """The token and its signals for `block.add`, in at most one read of the device.
-
-        Where no policy watches, nothing is waited for: on CUDA the token stays there, and the block may run on past a
-        drafted end of sequence, which is found after verification. A policy never sees signals that are no numbers.
-        """
-        if not block.watched:
-            return (self.device.read(token)[0] if block.named or self.device.reads_are_free else None), None
-        measured = measure_signals(logits)[0]  # [3]
-        chosen = measured[:1] if self.sampler.greedy else q[0, row]
-        # ids are exact in fp32 up to 2^24, so the token rides along with its signals
-        top1, entropy, margin, chosen, token = self.device.read(torch.cat([measured, chosen, token.float()]))
-        if not isfinite(top1):
-            raise nonfinite("draft", context - self.prompt_tokens + block.drafted, self.model.dtype)
-        return int(token), Signals.rounded(block.drafted, top1, entropy, margin, chosen)
+    def step(self, token: torch.Tensor) -> torch.Tensor:
+        return self.model.forward(token, keep=1)
 
     def commit(self, text: list[int]) -> None:
         self.model.crop(len(text) - 1)
@@ -151,7 +119,7 @@ class DraftModel(Drafter):
         match, signals, steps, ended, after, choices, continued = [], [], [], [], [], [], []
         for place in range(len(text)):
             feed, wanted = text[place : place + 1], int(answer[place])
-            feed, token, measured = self.step(feed)
+            feed, token, measured = self.follow(feed)
             signals.append(measured)
             choices.append(token)
             match.append(MATCH if token == wanted else MISMATCH)
@@ -159,7 +127,7 @@ class DraftModel(Drafter):
                 continue
             room, count = min(reach.budget - 2 - place, reach.depth), 0
             while token not in self.workplace.ends and count < room:
-                feed, token, measured = self.step(feed)
+                feed, token, measured = self.follow(feed)
                 after.append(measured)
                 continued.append(token)
                 count += 1
@@ -175,9 +143,9 @@ class DraftModel(Drafter):
             ids=np.array(choices + continued, np.int32),
         )
 
-    def step(self, feed: torch.Tensor) -> tuple[torch.Tensor, int, list[float]]:
+    def follow(self, feed: torch.Tensor) -> tuple[torch.Tensor, int, list[float]]:
         """Feed one token [1]: the draft's next one, on the device and on the host, and its signals."""
-        logits = self.model.forward(feed, keep=1)
+        logits = self.step(feed)
         following = name_tokens(find_best(logits), self.ids)
         *measured, token = self.device.read(torch.cat([measure_signals(logits)[0], following.float()]))
         return following, int(token), measured

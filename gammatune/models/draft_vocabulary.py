@@ -101,15 +101,19 @@ def cut_lm_head(draft: nn.Module, ids: torch.Tensor) -> nn.Module:
     """A draft with the rows `ids` [N] of the given one's LM head; all else is shared with it, and it stays as it is."""
     shared = {id(tensor): tensor for tensor in (*draft.parameters(), *draft.buffers())}
     reduced = copy.deepcopy(draft, shared)
-    whole = draft.get_output_embeddings()
-    if isinstance(whole, Int8Linear):
-        head = whole.cut(ids)
-    else:
-        head = nn.Linear(whole.in_features, len(ids), bias=False, device="meta")
-        head.weight = nn.Parameter(whole.weight[ids], requires_grad=False)
+    head = cut_rows(draft.get_output_embeddings(), ids)
     reduced.config.tie_word_embeddings = False
     reduced.set_output_embeddings(head)
     return reduced
+
+
+def cut_rows(whole: nn.Linear, ids: torch.Tensor) -> nn.Linear:
+    """An LM head of the rows `ids` [N] of the given one, in memory of its own."""
+    if isinstance(whole, Int8Linear):
+        return whole.cut(ids)
+    head = nn.Linear(whole.in_features, len(ids), bias=False, device="meta")
+    head.weight = nn.Parameter(whole.weight[ids], requires_grad=False)
+    return head
 
 
 def identify(ids: torch.Tensor) -> dict:

@@ -47,7 +47,8 @@ class Drafting:
     """What a block of n draft steps costs: n * step, start once, and catch_up where its first step feeds several tokens.
 
     It feeds two after a round in which everything drafted was accepted, since the draft has not read the last of those
-    tokens, and more after rounds in which it drafted nothing, another drafter's among them. All cost the same.
+    tokens, and more after rounds in which it drafted nothing, another drafter's among them; a feature draft reads all that
+    was accepted anew. All cost the same.
     """
 
     step: Price
@@ -175,22 +176,23 @@ def price(replay: Replay, prompts, curve: PriceList, watched: bool, drafts: bool
     rounds += curve.rest.at(context)
     drafted = replay.forwards > 0
     rounds += drafted * drafting.start.at(context)
-    rounds += (count_fed(replay) > 1) * drafting.catch_up.at(context)
+    rounds += (count_fed(replay, bool(curve.facts.get("rereads"))) > 1) * drafting.catch_up.at(context)
     reads_prompt = bool(drafted.any()) if drafts is None else drafts
     prefill = curve.prefill_both if reads_prompt else curve.prefill_target
     return replay.sum_by_turn(rounds) + prefill.at(prompt_lengths(prompts))
 
 
-def count_fed(replay: Replay) -> np.ndarray:
+def count_fed(replay: Replay, rereads: bool = False) -> np.ndarray:
     """Tokens [rounds] that the first draft step of each round is fed, 0 in rounds without one.
 
     The draft's cache holds what it was fed of the text: all that was committed before its last block and, of that block,
-    what was accepted but for the last token that it proposed.
+    what was accepted but for the last token that it proposed. rereads: nothing of that block, as of a feature draft.
     """
     steps = np.flatnonzero(replay.forwards)
     turn = np.searchsorted(replay.turn_ends, steps, side="right")
     first = np.concatenate([[0], replay.turn_ends])[turn]  # each turn's first round
-    held = replay.context + np.minimum(replay.forwards - 1, replay.accepted)  # tokens in the cache after a round with steps
+    kept = 0 if rereads else np.minimum(replay.forwards - 1, replay.accepted)
+    held = replay.context + kept  # tokens in the cache after a round with steps
     before = np.concatenate([[0], steps[:-1]])
     same_turn = np.concatenate([[False], turn[1:] == turn[:-1]])[: len(steps)]
     cached = np.where(same_turn, held[before[: len(steps)]], replay.context[first] - 1)

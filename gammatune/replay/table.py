@@ -99,6 +99,11 @@ class AcceptanceTable:
         return self.facts.get("forwards_by_proposer", [self.forwards_per_token])
 
     @property
+    def by_draft_model(self) -> bool:
+        """Whether the drafter is a draft model alone, which an engine could be told to load."""
+        return all(self.forwards_by_proposer) and not self.facts.get("rereads")
+
+    @property
     def tokens(self) -> int:
         return sum(turn.tokens for turn in self.turns)
 

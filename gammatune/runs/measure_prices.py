@@ -178,8 +178,7 @@ def time_prefill(turn: Turn) -> float:
 
 def measure_round(turn: Turn) -> dict:
     """One round by the host's clock; fed: tokens that the first draft step takes. A round ends with the host informed."""
-    model = turn.drafter.workplace.model
-    fed = len(turn.text) - model.length if model else 0
+    fed = turn.drafter.unread(turn.text)
     started = time.perf_counter()
     run_round(turn)
     return {"fed": fed, "wall_ms": (time.perf_counter() - started) * 1e3}

@@ -160,7 +160,7 @@ class Runner:
 
     def hand_prices(self, progress: list[Progress]) -> None:
         """Tell the policies that ask for them what rounds cost: the same for all, in every session of the run."""
-        asking, forwards = [], int(self.session.engine.drafter.needs_draft_model)
+        asking, forwards = [], self.session.engine.drafter.forwards_per_token
         for arm in progress:
             with arm.failing():
                 asking += [arm] if arm.session.needs_prices else []

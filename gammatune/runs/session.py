@@ -117,9 +117,10 @@ class Session:
 
 def describe_forwards(drafter: Drafter) -> dict:
     """Facts of a table: draft forwards that a proposed token costs, at most and by who proposed it."""
-    by_proposer = [int(member.needs_draft_model) for member in drafter.members]
+    by_proposer = [member.forwards_per_token for member in drafter.members]
     several = {"forwards_by_proposer": by_proposer} if len(by_proposer) > 1 else {}
-    return {"forwards_per_token": max(by_proposer), **several}
+    rereads = {"rereads": True} if drafter.rereads else {}
+    return {"forwards_per_token": max(by_proposer), **several, **rereads}
 
 
 @contextmanager

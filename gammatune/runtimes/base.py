@@ -24,6 +24,7 @@ class Model(Protocol):
     dtype: torch.dtype  # of the weights
     takes_masks: bool  # whether `forward` takes positions and a mask
     records_graphs: bool  # whether `warm` has something to record
+    features: torch.Tensor | None  # [n, hidden], of the tokens fed last, before the final norm; None where not kept
 
     def reset(self) -> None:
         """Empty the cache."""
@@ -32,6 +33,12 @@ class Model(Protocol):
         """Append tokens [n] to the cache; logits [keep, vocab_size] of the last `keep` of them, in fp32.
 
         positions [n] and mask [n, cached + n] (True where a token is seen) stand in for "each token after the one before".
+        """
+
+    def keep_features(self) -> None:
+        """From now on leave `features` after each forward; logits stay as they are, bit for bit.
+
+        Raises UserError where this runtime cannot.
         """
 
     def crop(self, length: int) -> None:
@@ -67,13 +74,16 @@ def build_model(pair: Pair, role: str, runtime: str, release: bool = False) -> M
     if model is None:
         return None
     rows = pair.vocab_size if role == "target" or pair.draft_ids is None else len(pair.draft_ids)
+    return wrap_model(model, rows, pair.context, runtime, release)
+
+
+def wrap_model(model: torch.nn.Module, rows: int, context: int, runtime: str, release: bool = False) -> Model:
+    """A model in a runtime that does not refuse it. rows: of its LM head. context: positions that may be needed."""
     if runtime == "eager":
         return EagerModel(model, rows)
-    return (
-        GraphedModel(model, rows, pair.context)
-        if pair.device.type == "cuda"
-        else NativeModel(model, rows, pair.context, release)
-    )
+    if model.device.type == "cuda":
+        return GraphedModel(model, rows, context)
+    return NativeModel(model, rows, context, release)
 
 
 def refusals(pair: Pair) -> list[str]:

@@ -20,6 +20,7 @@ from torch._dynamo import config as dynamo_config
 from torch._dynamo import mark_dynamic
 from torch.nn import functional as F
 
+from gammatune.errors import UserError
 from gammatune.runtimes import layout
 from gammatune.runtimes.layout import Dimensions, FixedCache, dimensions, join_biases, layer_parts, rope_tables
 
@@ -134,6 +135,9 @@ class GraphedModel(FixedCache):
             logits = self.logits[:keep].clone()  # the next replay writes there again
         self.length = end
         return logits
+
+    def keep_features(self) -> None:
+        raise UserError("CUDA graphs keep no hidden states, which a feature draft reads: set runtime=eager.")
 
     def make_capacity(self, end: int) -> None:
         if end > self.capacity:

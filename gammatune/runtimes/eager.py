@@ -5,6 +5,8 @@ import transformers
 from packaging.version import Version
 from transformers import Cache, DynamicCache
 
+from gammatune.models.feature_draft import FeatureTap
+
 #: what forward, generate and its output call the cache; renamed in transformers 5.24
 CACHE = "cache" if Version(transformers.__version__).release >= (5, 24) else "past_key_values"
 
@@ -23,6 +25,7 @@ class EagerModel:
         self.model, self.dtype = model, model.dtype
         self.vocab_size = vocab_size
         self.only_cache = cache
+        self.tap: FeatureTap | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -41,6 +44,13 @@ class EagerModel:
         output = self.model(**inputs)
         self.length += tokens.shape[0]
         return output.logits[0, -keep:, : self.vocab_size].float()
+
+    def keep_features(self) -> None:
+        self.tap = self.tap or FeatureTap(self.model)
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        return None if self.tap is None or self.tap.features is None else self.tap.features[0]
 
     def crop(self, length: int) -> None:
         if self.length > length:

@@ -110,6 +110,7 @@ class FixedCache:
 
     takes_masks = False
     records_graphs = False
+    features: torch.Tensor | None = None
 
     def __init__(self, vocab_size: int, positions: int):
         self.vocab_size = vocab_size

@@ -116,6 +116,7 @@ class NativeModel(FixedCache):
         self.final_norm = copy_floats(model.model.norm.weight)
         self.caches = [[torch.zeros(0)] * 2 for _ in self.weights]  # keys and values of each layer
         self.capacity = 0
+        self.keeps_features = False
         self._threads = torch.get_num_threads()
         self.grow(FIRST_POSITIONS)
         if release:
@@ -141,6 +142,8 @@ class NativeModel(FixedCache):
         tokens = tokens.to(torch.long).contiguous()
         logits = torch.empty(keep, round_up(self.vocab_size, PANEL))
         first_kept = len(tokens) - keep
+        if self.keeps_features:
+            self.features = torch.empty(len(tokens), self.sizes.hidden)
         for first in range(0, len(tokens), CHUNK):
             n = min(CHUNK, len(tokens) - first)
             kept_before = max(0, first - first_kept)  # rows of logits that earlier chunks filled
@@ -148,8 +151,13 @@ class NativeModel(FixedCache):
             places = tokens[first:].data_ptr(), n, self.length, kept, logits[kept_before:].data_ptr()
             if not self.step(self.pointers, self.buffers, *places, self.threads):
                 raise IndexError(f"A token is outside the {self.model.config.vocab_size} that the model has embeddings for.")
+            if self.keeps_features:
+                self.features[first : first + n] = self.held[0][:n]  # the residual stream, where the step leaves it
             self.length += n
         return logits[:, : self.vocab_size]
+
+    def keep_features(self) -> None:
+        self.keeps_features = True
 
     def release(self) -> None:
         """Let the model's linears hold the panels, so that weights are in memory once; only other NativeModels and `restore`

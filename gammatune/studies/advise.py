@@ -360,7 +360,7 @@ def interval_over(half: Half, speeds: np.ndarray, reference: np.ndarray) -> tupl
 
 def advise_engines(table: AcceptanceTable, rivals: list[Rival], models: Models) -> list[EngineAdvice]:
     """None for a drafter that is no draft model, which no line here names."""
-    return [advise_engine(engine, rivals, models) for engine in load_engines()] if all(table.forwards_by_proposer) else []
+    return [advise_engine(engine, rivals, models) for engine in load_engines()] if table.by_draft_model else []
 
 
 def advise_engine(engine: Engine, rivals: list[Rival], models: Models) -> EngineAdvice:
@@ -388,7 +388,7 @@ def list_warnings(table: AcceptanceTable, curve: PriceList, halves: Halves, best
         found.append("The table has no ids of tokens, so rules that read the text were left out.")
     if not table.complete:
         found.append(describe_bounds(table, curve, halves, best))
-    if not all(table.forwards_by_proposer):
+    if not table.by_draft_model:
         found.append("The drafter is no draft model, so there are no lines for engines, which would name one.")
     if halves.left_out:
         replayed = len(halves.tuning.task), len(halves.reporting.task)

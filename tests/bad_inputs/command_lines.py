@@ -37,6 +37,8 @@ def write_files(folder: Path) -> None:
     write_questions(folder)
     (folder / "acceptance.parquet").write_bytes(table_bytes())
     (folder / "file").write_text("")
+    (folder / "drafts").mkdir()
+    (folder / "drafts" / "feature_draft.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
 
 
 def write_configs(folder: Path) -> None:
@@ -322,6 +324,9 @@ CHOICES = [
     small("drafter.suffix.max_tree_depth=1", "drafter.suffix.max_tree_depth=1 is out of range", "drafter=[suffix,model]"),
     small("drafter.sufix.max_tree_depth=9", "drafter has no setting sufix", "drafter=[suffix,model]"),
     small("drafter.longest=9", "drafter has no setting longest: choose one of lookup, model", "drafter=[lookup,model]"),
+    small("drafter=features", "drafter.path is not set"),
+    small("drafter=features", "holds no feature_draft.safetensors", "drafter.path=nowhere"),
+    small("drafter=features", "cannot be read|truncated or corrupt", "drafter.path=drafts"),
     run("policy=[fixed,fixed]", "fixed"),
 ]
 

@@ -93,6 +93,8 @@ def test_a_draft_model_reads_what_other_drafters_committed():
     assert count_fed(make_replay([rounds])).tolist() == [0, 5, 2, 0, 0, 5, 1]
     assert count_fed(make_replay([rounds, rounds])).tolist() == [0, 5, 2, 0, 0, 5, 1] * 2
     assert count_fed(make_replay([[(10, 4, 2, 0), (13, 0, 0, 0)]])).tolist() == [0, 0]
+    # a feature draft keeps nothing of a block: after the one from 14 on, it reads 14 to 17, and after that from 17 to 23
+    assert count_fed(make_replay([rounds, rounds]), rereads=True).tolist() == [0, 5, 3, 0, 0, 6, 1] * 2
 
 
 def test_its_next_block_pays_for_that_once():

@@ -7,16 +7,20 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from gammatune.commands import prices
 from gammatune.commands.options import find_prices
+from gammatune.drafters.features import Features
 from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
 from gammatune.drafters.model import DraftModel
 from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
+from gammatune.models.feature_draft import FeatureDraft
+from gammatune.models.pair import load_pair
 from gammatune.replay.fit_prices import Samples, fit_line, fit_prices
 from gammatune.replay.prices import FREE, PARTS, Drafting, Price, PriceList, from_ratio, read_prices
 from gammatune.runs import measure_prices as cost_run
@@ -269,6 +273,25 @@ def test_its_rounds_have_every_length(with_lookup):
     with_lookup.measure_pass(16, Probe(gammas=[3, 0, 4, 1, 2]), samples)
     assert [r["drafted"] for r in samples.rounds] == [3, 0, 4, 1, 2]
     assert {r["forwards"] for r in samples.rounds} == {r["fed"] for r in samples.rounds} == {0}
+
+
+def test_a_feature_draft_has_prices_of_its_own_steps(make_config, tmp_path):
+    """Its blocks have every length, and its first step reads all that was accepted."""
+    config = make_config("model_pair=tiny-random", "runtime=eager")
+    pair = load_pair(config.model_pair)
+    FeatureDraft.from_target(pair.target).save(tmp_path, pair.tokenizer)
+    config.drafter = Features(path=str(tmp_path))
+    run = open_run(config, Plan(contexts=(16,), gamma_max=3, repeats=1))
+    curve = run.run()
+    assert curve.facts["forwards_per_token"] == 1 and curve.facts["rereads"] is True
+    assert curve.facts["drafter"] == config.drafter.identity and "weights_sha256" in config.drafter.identity
+    assert curve.blind.step.base > 0 and curve.watched.step.base > 0
+    samples = Samples()
+    run.measure_pass(16, Probe(gammas=[3, 0, 2, 1]), samples)
+    assert [r["drafted"] for r in samples.rounds] == [r["forwards"] for r in samples.rounds] == [3, 0, 2, 1]
+    emitted = np.diff([r["context"] for r in samples.rounds])
+    # the round without a block leaves its token waiting; the first round finds the prompt's last entry
+    assert [r["fed"] for r in samples.rounds] == [1, emitted[0], emitted[0] + emitted[1], emitted[2]]
 
 
 def test_prompts_are_the_questions_over_again(tiny):

@@ -162,6 +162,21 @@ def test_the_last_rows_of_a_long_prompt_are_the_ones_kept():
         model.reset()
 
 
+@DTYPES
+def test_features_are_what_enters_the_final_norm(dtype):
+    """Of all tokens fed, in one call and in several; logits keep their bits."""
+    model, tokens = cast_floats(qwen2(), dtype), tokens_of(4, CHUNK + 9)
+    eager, plain, kept = EagerModel(model, VOCAB), NativeModel(model, VOCAB, 512), NativeModel(model, VOCAB, 512)
+    for each in (eager, kept):
+        each.keep_features()
+    close = {torch.float32: 1e-4, torch.bfloat16: 0.3}[dtype]
+    for fed in (tokens, tokens[:1], tokens[:7]):
+        assert torch.equal(kept.forward(fed, 1), plain.forward(fed, 1))
+        eager.forward(fed, 1)
+        torch.testing.assert_close(kept.features, eager.features.float(), rtol=close, atol=close)
+    assert plain.features is None
+
+
 def test_the_cache_grows_and_keeps_what_it_holds():
     """Past the first positions, and after a crop back below them."""
     eager, model = EagerModel(MODEL, VOCAB), NativeModel(MODEL, VOCAB, 4 * FIRST_POSITIONS)
