@@ -25,6 +25,7 @@ READS = {
     "headline": ("policy",),
     "sweep": ("policy",),
     "bounds": ("policy",),
+    "train-draft": ("model_pair", "runtime.device", "runtime.dtype", "runtime.threads", "seed"),
     "advise": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "seed"),
 }
 
