@@ -59,8 +59,9 @@ def show_figures(made: Made) -> str:
     kinds = [{"kind": kind, "accepted per round": accepted} for kind, accepted in last["by_kind"].items()]
     return (
         f"## Held-out figures\n\nOn {last['answer_tokens']:,} answer tokens to {chats} conversations of our own that no "
-        "training saw, whose templates and texts no training prompt uses. Agreement per own step: how often a block's token is "
-        "the target's where all before it were. Accepted per round: drafted tokens, without the target's own, at gamma "
+        "training saw, whose first turns come from templates and texts of their own. "
+        "Agreement per own step: how often a block's token is the target's where all before it "
+        "were. Accepted per round: drafted tokens, without the target's own, at gamma "
         f"{last['gamma']} in greedy decoding. {last['covered']:.2%} of the tokens are among those that it can propose."
         f"\n\n{table(rows)}\n\n{table(kinds)}\n\nThese prompts are of the same six kinds as the training's, so they "
         "overstate what other prompts reach."

@@ -1,7 +1,7 @@
 """Prompts of six kinds, filled from this project's own templates and word lists (templates.toml) and from texts.
 
 Deterministic by seed. The held-out prompts have templates (every eighth of a list) and texts (every twentieth) of their own,
-so that what a draft reaches on them is not what it has learned by heart.
+so that what a draft reaches on them is not what it has learned by heart. Follow-ups of a chat are the same for both.
 """
 
 import random

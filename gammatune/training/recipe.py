@@ -91,4 +91,4 @@ def recipe_for(pair: str, **changes) -> Recipe:
     own = yaml.safe_load(RECIPES.read_text("utf-8")).get(pair, {})
     known = {each.name for each in fields(Recipe)}
     assert set(own) <= known, f"{RECIPES} has settings that no recipe has"
-    return replace(Recipe(), **own, **{name: value for name, value in changes.items() if value is not None})
+    return replace(Recipe(), **(own | {name: value for name, value in changes.items() if value is not None}))

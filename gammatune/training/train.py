@@ -45,6 +45,9 @@ class State:
     batches: int = 0  # taken from the stream of texts
     places: int = 0  # answer tokens trained on
     seconds: float = 0.0
+    steps: int = 0  # since the last evaluation
+    token_loss: float = 0.0  # summed over those
+    feature_loss: float = 0.0
     log: list[dict] = field(default_factory=list)  # a line per evaluation
 
 
@@ -79,13 +82,14 @@ class Training:
             total=self.goal, initial=state.places, unit="token", unit_scale=True, desc="training", disable=None
         ) as bar:
             if not state.log:
-                bar.write(self.evaluate(None), file=sys.stderr)
+                bar.write(self.evaluate(), file=sys.stderr)
             while self.done < 1 and time.monotonic() < deadline:
-                before, loss = self.done, self.train_step(next(batches))
+                before = self.done
+                self.train_step(next(batches))
                 state.seconds = time.monotonic() - started
                 bar.update(state.places - bar.n)
                 if int(self.done * EVALUATIONS) > int(before * EVALUATIONS):
-                    bar.write(self.evaluate(loss), file=sys.stderr)
+                    bar.write(self.evaluate(), file=sys.stderr)
                     state.seconds = time.monotonic() - started
                     saved = -math.inf  # so that no line of the log is lost
                 if time.monotonic() - saved > SAVE_S:
@@ -94,7 +98,7 @@ class Training:
         self.save()
         return self.done >= 1
 
-    def train_step(self, rows: list[int]) -> Loss:
+    def train_step(self, rows: list[int]) -> None:
         """One step of the optimiser."""
         recipe, state = self.recipe, self.state
         for group in self.optimiser.param_groups:
@@ -108,15 +112,19 @@ class Training:
         self.optimiser.step()
         state.step, state.batches = state.step + 1, state.batches + 1
         state.places += int(batch.counted.sum())
-        return loss
+        state.steps, state.token_loss = state.steps + 1, state.token_loss + loss.tokens
+        state.feature_loss += loss.features
 
-    def evaluate(self, loss: Loss | None) -> str:
-        """Add held-out figures to the log; returns them in one line."""
+    def evaluate(self) -> str:
+        """Add held-out figures and the mean losses since the last ones to the log; returns the figures in one line."""
+        state = self.state
         figures = evaluate(self.draft, self.held_out, self.columns, self.recipe.step_positions)
-        losses = {} if loss is None else {"token_loss": round(loss.tokens, 4), "feature_loss": round(loss.features, 4)}
-        place = {"step": self.state.step, "places": self.state.places, "done": round(self.done, 4), **losses}
-        self.state.log.append({**place, "seconds": round(self.state.seconds, 1), **asdict(figures)})
-        return f"{self.done:4.0%} of the training: {describe(self.state.log[-1])}"
+        place = {"step": state.step, "places": state.places, "done": round(self.done, 4), "seconds": round(state.seconds, 1)}
+        if state.steps:
+            place |= {name: round(getattr(state, name) / state.steps, 4) for name in ("token_loss", "feature_loss")}
+        state.steps, state.token_loss, state.feature_loss = 0, 0.0, 0.0
+        state.log.append({**place, **asdict(figures)})
+        return f"{self.done:4.0%} of the training: {describe(state.log[-1])}"
 
     def resume(self) -> None:
         """Go on where `save` left off. Raises UserError for a checkpoint that is damaged or of another draft."""
