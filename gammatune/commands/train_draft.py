@@ -36,7 +36,7 @@ def add_command(commands) -> None:
     add_settings(parser, "model_pair=smollm2-draft-135m runtime.device=cuda")
     kinds = {each.name: each.type for each in fields(Recipe)}
     for name, meaning in NUMBERS.items():
-        read = whole(1, 10**10) if kinds[name] is int else ratio
+        read = whole(1, 2**31 - 1) if kinds[name] is int else ratio
         parser.add_argument(f"--{name.replace('_', '-')}", type=read, metavar="N", help=f"{meaning} (default: the pair's)")
     parser.add_argument("--minutes", type=ratio, metavar="M", help="after which it stops, to go on with the same command")
     parser.add_argument("--out", type=Path, help=f"folder of this training (default: {OUT}/PAIR-HASH)")

@@ -64,7 +64,7 @@ class Recipe:
 
 #: the range of each number
 LIMITS = {
-    "tokens": (1, 10**10),
+    "tokens": (1, 2**31 - 1),
     "answer_tokens": (2, 8192),
     "text_tokens": (8, 131_072),
     "shard_prompts": (1, 100_000),
@@ -72,7 +72,7 @@ LIMITS = {
     "vocabulary": (2, 2**24),
     "steps_in_loss": (1, 8),
     "epochs": (0.01, 1000),
-    "step_positions": (8, 10**7),
+    "step_positions": (8, 2**31 - 1),
     "rate": (1e-8, 1.0),
     "warmup": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),

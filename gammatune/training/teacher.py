@@ -125,10 +125,15 @@ class SideBySide:
 
 
 def group_rows(sizes: list[int], budget: int) -> list[list[int]]:
-    """Rows of similar size, the largest first; no group takes more than the budget when padded, but for single rows."""
-    order, groups = sorted(range(len(sizes)), key=lambda row: -sizes[row]), []
-    while order:
-        rows = max(1, budget // sizes[order[0]])
-        groups.append(order[:rows])
-        order = order[rows:]
+    """Rows of similar size, the largest first.
+
+    No group takes more than the budget when padded, but for single rows; and none is padded to more than twice a row's size,
+    since reading padding costs what reading a prompt costs.
+    """
+    groups = []
+    for row in sorted(range(len(sizes)), key=lambda row: -sizes[row]):
+        longest = sizes[groups[-1][0]] if groups else 0
+        if not groups or (len(groups[-1]) + 1) * longest > budget or 2 * sizes[row] < longest:
+            groups.append([])
+        groups[-1].append(row)
     return groups

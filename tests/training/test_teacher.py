@@ -67,3 +67,5 @@ def test_a_batch_keeps_to_its_budget():
     groups = group_rows(sizes, 200)
     assert sorted(sum(groups, [])) == list(range(50))
     assert all(len(group) == 1 or len(group) * max(sizes[row] for row in group) <= 200 for group in groups)
+    assert all(2 * min(sizes[row] for row in group) >= max(sizes[row] for row in group) for group in groups)
+    assert max(map(len, groups)) > 3
