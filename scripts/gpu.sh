@@ -59,7 +59,7 @@ step-live() {
         "runtime.device=$DEVICE" 'policy=[ar,fixed,gammatune,gammatune_plus,hf_heuristic]' 'starts=[1,3,5,12]' "results=$OUT"
 }
 step-train() {
-    run -m gammatune train-draft "runtime.device=$DEVICE" --tokens 10000000 --epochs 4 --step-positions 32768 \
+    run -m gammatune train-draft "runtime.device=$DEVICE" --tokens 10000000 --epochs 4 --step-places 8192 \
         --minutes "$MINUTES" --out "${WORK:-build/draft-gpu}"
 }
 

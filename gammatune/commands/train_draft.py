@@ -23,7 +23,7 @@ NUMBERS = {
     "vocabulary": "how many tokens the draft can propose",
     "steps_in_loss": "own steps of the draft that are trained",
     "epochs": "passes over all answers",
-    "step_positions": "text positions of an optimiser's step",
+    "step_places": "answer tokens of an optimiser's step",
     "rate": "highest learning rate",
     "feature_weight": "of the distance between features in the loss",
 }

@@ -14,7 +14,7 @@ KINDS = ("chat", "translation", "summarization", "qa", "math", "rag")
 
 def even_shares() -> dict[str, float]:
     """Prompts of each kind, as parts of all. A document costs the target many tokens, so kinds with documents get fewer."""
-    return {"chat": 0.26, "translation": 0.2, "summarization": 0.1, "qa": 0.18, "math": 0.18, "rag": 0.08}
+    return {"chat": 0.28, "translation": 0.2, "summarization": 0.08, "qa": 0.18, "math": 0.2, "rag": 0.06}
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Recipe:
     text_tokens: int = 1024  # longest prompt with its answer; prompts that leave no room are dropped
     shard_prompts: int = 192  # conversations of a shard, all kinds mixed; a killed process makes its last shard again
     held_out: int = 96  # conversations that no training sees, from templates and texts of their own
-    document: tuple[int, int] = (1200, 3200)  # characters of a document, at least and about at most
+    document: tuple[int, int] = (500, 2400)  # characters of a document, at least and about at most
     shares: dict[str, float] = field(default_factory=even_shares)
     # Stage 3: training
     vocabulary: int = 4096  # tokens that the draft proposes, the most frequent ones of the answers
     steps_in_loss: int = 3  # own steps of a position, each fed with what the one before predicted
     epochs: float = 2.0  # passes over all answers
-    step_positions: int = 4096  # text positions of an optimiser's step, padding included
+    step_places: int = 1024  # answer tokens of an optimiser's step, padding included
     rate: float = 1e-3  # highest learning rate
     warmup: float = 0.04  # first part of the training, in which the rate grows
     weight_decay: float = 0.01
@@ -72,7 +72,7 @@ LIMITS = {
     "vocabulary": (2, 2**24),
     "steps_in_loss": (1, 8),
     "epochs": (0.01, 1000),
-    "step_positions": (8, 2**31 - 1),
+    "step_places": (8, 2**31 - 1),
     "rate": (1e-8, 1.0),
     "warmup": (0.0, 1.0),
     "weight_decay": (0.0, 10.0),

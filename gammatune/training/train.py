@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import count, islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from gammatune.training.shards import Answers
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 EVALUATIONS = 8  # of a whole training, evenly spread
 SAVE_S = 120.0  # seconds between checkpoints
+TEXT_PER_PLACE = 16  # text positions of a step for each of its answer tokens, at most
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Training:
         """Train to the end, or until `deadline` by time.monotonic; returns whether the end was reached."""
         self.resume()
         state, saved, started = self.state, time.monotonic(), time.monotonic() - self.state.seconds
-        batches = islice(stream_batches(self.answers.sizes, self.recipe), state.batches, None)
+        batches = islice(stream_batches(self.answers.sizes, self.answers.prompts, self.recipe), state.batches, None)
         with tqdm(
             total=self.goal, initial=state.places, unit="token", unit_scale=True, desc="training", disable=None
         ) as bar:
@@ -118,7 +120,7 @@ class Training:
     def evaluate(self) -> str:
         """Add held-out figures and the mean losses since the last ones to the log; returns the figures in one line."""
         state = self.state
-        figures = evaluate(self.draft, self.held_out, self.columns, self.recipe.step_positions)
+        figures = evaluate(self.draft, self.held_out, self.columns, TEXT_PER_PLACE * self.recipe.step_places)
         place = {"step": state.step, "places": state.places, "done": round(self.done, 4), "seconds": round(state.seconds, 1)}
         if state.steps:
             place |= {name: round(getattr(state, name) / state.steps, 4) for name in ("token_loss", "feature_loss")}
@@ -203,17 +205,27 @@ def measure_loss(draft: FeatureDraft, batch: Batch, columns: torch.Tensor, recip
     return Loss(total, float(tokens.detach()), float(features.detach()))
 
 
-def stream_batches(sizes, recipe: Recipe) -> Iterator[list[int]]:
-    """Endless groups of texts of similar size, about step_positions when padded, in another order every epoch.
+def stream_batches(sizes: np.ndarray, prompts: np.ndarray, recipe: Recipe) -> Iterator[list[int]]:
+    """Endless groups of texts with answers of similar length, then of similar size, in another order every epoch.
 
-    The order follows from the seed and the epoch alone, so that a resumed training takes the same ones.
+    A group is about step_places when its answers are padded; prompts are cheap and bound it only where they are long. The
+    order follows from the seed and the epoch alone, so that a resumed training takes the same ones.
     """
+    answers, most = sizes - prompts, TEXT_PER_PLACE * recipe.step_places
     for epoch in count():
-        rng, groups = random.Random(f"{recipe.seed}/{epoch}"), [[]]
-        for row in sorted(range(len(sizes)), key=lambda row: sizes[row] * rng.uniform(0.9, 1.1)):
-            longest = max([sizes[row], *(sizes[other] for other in groups[-1])])
-            if groups[-1] and (len(groups[-1]) + 1) * longest > recipe.step_positions:
+        rng = random.Random(f"{recipe.seed}/{epoch}")
+        # Two buckets to each doubling, with edges that move
+        order = [
+            (int(2 * math.log2(answer) + rng.random()), size, rng.random())
+            for answer, size in zip(answers, sizes, strict=True)
+        ]
+        groups, longest, longest_text = [[]], 0, 0
+        for row in sorted(range(len(sizes)), key=order.__getitem__):
+            longest, longest_text = max(longest, answers[row]), max(longest_text, sizes[row])
+            rows = len(groups[-1]) + 1
+            if rows > 1 and (rows * longest > recipe.step_places or rows * longest_text > most):
                 groups.append([])
+                longest, longest_text = answers[row], sizes[row]
             groups[-1].append(row)
         yield from rng.sample(groups, len(groups))
 

@@ -1,14 +1,16 @@
 """Own steps in training are those of drafting; which of them count; what a batch is trained on."""
 
 import dataclasses
+from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache
 
 from gammatune.training.chain import make_batch, own_steps, still_aligned
 from gammatune.training.recipe import Recipe
-from gammatune.training.train import anneal, columns_of, measure_loss, scale_rate
+from gammatune.training.train import TEXT_PER_PLACE, anneal, columns_of, measure_loss, scale_rate, stream_batches
 
 CPU = torch.device("cpu")
 
@@ -86,6 +88,19 @@ def test_the_loss_is_that_of_each_own_step_alone(draft, answered):
         draft, batch, columns, dataclasses.replace(recipe, steps_in_loss=3, align_last=1, align_first=1), 0.0
     )
     assert found.tokens < strict.tokens < more.tokens, "fewer places count in later steps where more is asked of the draft"
+
+
+def test_an_epoch_has_every_text_once_in_batches_of_its_size():
+    rng, recipe = np.random.default_rng(0), Recipe(step_places=100)
+    answers, prompts = rng.integers(1, 60, 80), rng.integers(2, 900, 80)
+    seen, batches = [], stream_batches(answers + prompts, prompts, recipe)
+    while len(seen) < 160:
+        rows = next(batches)
+        seen += rows
+        assert len(rows) == 1 or len(rows) * answers[rows].max() <= 100
+        assert len(rows) == 1 or len(rows) * (answers + prompts)[rows].max() <= 100 * TEXT_PER_PLACE
+    assert sorted(seen[:80]) == sorted(seen[80:]) == list(range(80)) and seen[:80] != seen[80:]
+    assert seen[:80] == sum(islice(stream_batches(answers + prompts, prompts, recipe), 80), [])[:80]
 
 
 def test_a_draft_of_all_tokens_has_a_column_for_each(pair):

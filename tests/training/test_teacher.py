@@ -63,7 +63,8 @@ def test_a_target_of_another_kind_is_refused_in_one_sentence(pair):
 
 
 def test_a_batch_keeps_to_its_budget():
-    sizes = [random.Random(0).randint(5, 90) for _ in range(50)]
+    rng = random.Random(0)
+    sizes = [rng.randint(5, 90) for _ in range(50)]
     groups = group_rows(sizes, 200)
     assert sorted(sum(groups, [])) == list(range(50))
     assert all(len(group) == 1 or len(group) * max(sizes[row] for row in group) <= 200 for group in groups)
