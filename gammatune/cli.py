@@ -16,11 +16,13 @@ from gammatune.commands import (
     run,
     show,
     sweep,
+    train_draft,
 )
 from gammatune.commands.options import READS, Parser, refuse_unread
 from gammatune.errors import UserError, clip, exit_code_of
 
-COMMANDS = (run, record, prices, headline, sweep, drafters, advise, bounds, import_answers, export_answers, report, show)
+COMMANDS = (run, record, prices, headline, sweep, drafters, advise, bounds, train_draft)
+COMMANDS += (import_answers, export_answers, report, show)
 
 
 def main(words: list[str]) -> int:

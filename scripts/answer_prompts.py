@@ -6,7 +6,7 @@ One file for each kind of prompt. `rank_tokens.py` counts their tokens, as the r
     python scripts/rank_tokens.py TOKENIZER_FOLDER build/answers --most 32768 --out token_ranking.npy
 
 PAIR is the name of a model pair, other settings such as model_pair.target.path=FOLDER may follow. The target decodes with
-its draft's help, whole vocabulary. Prompts draw on texts of four Debian packages (see draft_training/texts.py). With
+its draft's help, whole vocabulary. Prompts draw on texts of four Debian packages (see gammatune/training/texts.py). With
 --specbench question.jsonl, none that shares 13 words in a row with a question there is asked. A file that is there is kept,
 so a call that was cut goes on.
 """
@@ -15,9 +15,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from draft_training.prompts import KINDS, make_prompts
-from draft_training.teacher import Overlaps
-from draft_training.texts import load_texts, make_texts
 from tqdm import tqdm
 
 from gammatune.compose import compose_config
@@ -29,8 +26,10 @@ from gammatune.models.pair import load_pair
 from gammatune.policies.gammatune import GammaTune
 from gammatune.policies.session import PolicySession
 from gammatune.tasks.prompts import answer_text, build_prompt
-
-ANSWERED = [kind for kind in KINDS if kind != "article"]  # articles serve as documents where a draft is trained
+from gammatune.training.overlaps import Overlaps, find_questions
+from gammatune.training.prompts import Writer
+from gammatune.training.recipe import KINDS, Recipe
+from gammatune.training.texts import FILE, load_texts, make_texts
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("pair", metavar="PAIR", help="model pair, as in model_pair=PAIR")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="further settings of a run")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--kinds", nargs="+", choices=ANSWERED, default=ANSWERED, help="of prompts (all)")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of prompts (all)")
     parser.add_argument("--prompts", type=int, default=40, help="of each kind (%(default)s)")
     parser.add_argument("--answer-tokens", type=int, default=128, help="longest answer (%(default)s)")
     parser.add_argument("--specbench", type=Path, help="question.jsonl: its questions are never asked")
@@ -58,9 +57,10 @@ def answer(engine: Engine, config: RunConfig, question: str) -> str:
 
 
 def answer_all(options: argparse.Namespace) -> None:
-    folder, overlaps = options.out.with_name(f"{options.out.name}-texts"), Overlaps(options.specbench)
+    folder = options.out.with_name(f"{options.out.name}-texts")
+    overlaps = Overlaps(find_questions(options.specbench).questions if options.specbench else ())
     make_texts(folder)
-    texts = load_texts(folder, "rename it and call again")
+    writer = Writer(load_texts(folder / FILE, "rename it and call again"), held_out=False, document=Recipe().document)
     missing = [kind for kind in options.kinds if not (options.out / f"{kind}.txt").exists()]
     if not missing:
         return
@@ -69,9 +69,9 @@ def answer_all(options: argparse.Namespace) -> None:
     engine = load_engine(config)
     options.out.mkdir(parents=True, exist_ok=True)
     for kind in missing:
-        chats = make_prompts(kind, options.prompts, "rank", texts)
-        kept = [turns for turns in chats if not overlaps.found(turns)]
-        answers = [answer(engine, config, turns[0]) for turns in tqdm(kept, desc=kind, disable=None, file=sys.stderr)]
+        chats = writer.write([kind] * options.prompts, f"rank {kind}")
+        kept = [chat for chat in chats if not overlaps.found(chat.turns)]
+        answers = [answer(engine, config, chat.turns[0]) for chat in tqdm(kept, desc=kind, disable=None, file=sys.stderr)]
         write_text(options.out / f"{kind}.txt", "\n".join(answers) + "\n")
         print(f"{kind}: {len(chats)} prompts, {len(chats) - len(kept)} dropped", flush=True)
 

@@ -6,7 +6,7 @@
 #   record               the acceptance table of the SmolLM2 pair on all of Spec-Bench
 #   beside-transformers  our loop beside transformers' own, and what lies outside the forwards
 #   live                 a live run on Spec-Bench: 17 arms, 15 questions of each task
-#   train                the next embedded draft, from at least 10 million tokens of the target
+#   train                a feature draft, from at least 10 million tokens of the target
 #
 # A step ends after MINUTES (8) at the latest; the same command then continues where it stopped. Results are written as they
 # come, into OUT (results/reference/DEVICE NAME). DRY=1 prints the commands without running any.
@@ -59,8 +59,8 @@ step-live() {
         "runtime.device=$DEVICE" 'policy=[ar,fixed,gammatune,gammatune_plus,hf_heuristic]' 'starts=[1,3,5,12]' "results=$OUT"
 }
 step-train() {
-    run scripts/train_draft.py --work "${WORK:-build/draft-gpu}" --device "$DEVICE" --rounds 70 --tokens 100000000 \
-        --step-tokens 32768 --cached-tokens 600000
+    run -m gammatune train-draft "runtime.device=$DEVICE" --tokens 10000000 --epochs 4 --step-places 8192 \
+        --minutes "$MINUTES" --out "${WORK:-build/draft-gpu}"
 }
 
 if ! declare -F "step-$step" >/dev/null; then

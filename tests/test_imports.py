@@ -20,7 +20,7 @@ FLOORS = (
     {"drafters"},
     {"replay", "decoding", "compose"},
     {"runs", "transformers"},
-    {"studies"},
+    {"studies", "training"},
     {"report"},
     {"commands"},
     {"cli"},
@@ -48,6 +48,7 @@ LIGHT_MODULES = {
     "gammatune.studies.advise",
     "gammatune.studies.engines",
     "gammatune.studies.replay_check",
+    "gammatune.training.recipe",
 }
 
 

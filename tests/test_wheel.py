@@ -66,6 +66,11 @@ def test_a_sweep_of_runs_by_the_console_command(call, installed):
     assert out.count('"status": "planned"') == 2
 
 
+def test_templates_and_recipes_of_training_come_along(call):
+    program = "from gammatune.training import prompts, recipe; print(recipe.recipe_for('tiny-random').epochs)"
+    assert call(sys.executable, "-c", program).strip() == "4.0"
+
+
 def test_a_headline_from_a_stored_table(call):
     out = call(sys.executable, "-m", "gammatune", "headline", TABLE, "--cost-ratio", "10", "policy=[gammatune,ucb_released]")
     assert "GammaTune" in out and "UCB (released form)" in out

@@ -27,6 +27,7 @@ READS = {
     "sweep": ("policy",),
     "bounds": ("policy",),
     "drafters": ("policy",),
+    "train-draft": ("model_pair", "runtime.device", "runtime.dtype", "runtime.threads", "seed"),
     "advise": ("model_pair", "tasks", "policy", "drafter", "decode", "runtime", "seed"),
 }
 

@@ -32,7 +32,7 @@ from gammatune.models.sources import check_whole
 FILE = "feature_draft.safetensors"
 FORMAT = "gammatune feature draft 1"
 IDS = "ids"  # the tensor of a reduced vocabulary
-HOW = "train one with scripts/train_feature_draft.py, or correct drafter.path"
+HOW = "train one with `gammatune train-draft`, or correct drafter.path"
 PROBE = 64  # tokens by which the size of the target's features is measured
 
 # What of a target's config its features and its decoder layer depend on

@@ -6,8 +6,12 @@ import answer_prompts
 import numpy as np
 import pytest
 import rank_tokens
-from draft_training.texts import Texts
-from test_train_draft import TEXTS
+
+from gammatune.training.prompts import Writer
+from gammatune.training.recipe import Recipe
+from gammatune.training.texts import Texts
+
+TEXTS = {"documents": [], "german": ["Der Hund ist alt.", "Das Haus steht am Fluss."], "names": {"place": ["Rome"]}}
 
 
 @pytest.fixture
@@ -24,9 +28,7 @@ def call(tmp_path, capsys):
 def test_answers_of_every_kind_are_counted(call, target, tmp_path):
     assert call()[0] == 0
     files = sorted((tmp_path / "answers").iterdir())
-    assert [file.stem for file in files] == sorted(answer_prompts.ANSWERED) and all(
-        file.read_text().strip() for file in files
-    )
+    assert [file.stem for file in files] == sorted(answer_prompts.KINDS) and all(file.read_text().strip() for file in files)
     ranking = tmp_path / "ranking.npy"
     assert rank_tokens.main([str(target), str(tmp_path / "answers"), "--out", str(ranking)]) == 0
     assert len(np.load(ranking)) == 260
@@ -43,8 +45,8 @@ def test_what_is_there_is_kept_and_what_is_missing_made_again(call, tmp_path):
 
 
 def test_a_question_of_the_benchmark_is_not_asked(call, tmp_path):
-    asked = answer_prompts.make_prompts("qa", 2, "rank", Texts(**TEXTS))
-    questions = [{"question_id": i, "category": "qa", "turns": turns} for i, turns in enumerate(asked)]
+    asked = Writer(Texts(**TEXTS), held_out=False, document=Recipe().document).write(["qa"] * 2, "rank qa")
+    questions = [{"question_id": i, "category": "qa", "turns": chat.turns} for i, chat in enumerate(asked)]
     (tmp_path / "question.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     assert call("--specbench", tmp_path / "question.jsonl")[0] == 0
     assert not (tmp_path / "answers" / "qa.txt").read_text().strip()

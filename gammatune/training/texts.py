@@ -6,15 +6,16 @@ unpack the same packages by hand into the same folder, or bring a texts.json tha
 
 import gzip
 import html
+import json
 import random
 import re
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from gammatune.errors import UserError
-
-from .student import read_fields, write_json
+from gammatune.files import hash_file, parse_object, read_text, write_text
+from gammatune.machine import cache_dir
 
 PACKAGES = ("anarchism", "debian-handbook", "trans-de-en", "wordnet-base")
 DOCUMENTS = ("usr/share/doc/anarchism/markdown/*.md.gz", "usr/share/doc/debian-handbook/html/en-US/*.html")
@@ -27,27 +28,52 @@ NAMES = {
 
 
 FILE = "texts.json"
+NO_TEXTS = "none"
 
 
 @dataclass
 class Texts:
-    """What prompts draw on."""
+    """What prompts draw on beside our own templates; all of it may be empty."""
 
-    documents: list[str]  # a few paragraphs each
-    german: list[str]  # sentences
-    names: dict[str, list[str]]  # person, place, event, noun; passage: a name with what it is
+    documents: list[str] = field(default_factory=list)  # a few paragraphs each
+    german: list[str] = field(default_factory=list)  # sentences
+    names: dict[str, list[str]] = field(default_factory=dict)  # person, place, event, noun; passage: a name with what it is
+
+
+def find_texts(named: str | None) -> tuple[Texts, str | None]:
+    """Texts for training prompts, and the sha256 of their file.
+
+    named: a file; NO_TEXTS for our own templates alone, without a file; None for those of the packages, made once in the
+    cache folder. Raises UserError.
+    """
+    if named == NO_TEXTS:
+        return Texts(), None
+    path, remedy = Path(named or ""), "give --texts FILE or --texts none"
+    if named is None:
+        folder = cache_dir() / "texts"
+        make_texts(folder)
+        path, remedy = folder / FILE, "delete it and run the same command again"
+    return load_texts(path, remedy), hash_file(path)
 
 
 def make_texts(folder: Path) -> None:
     """FILE in a folder, of packages that are fetched into it; nothing where it is there. Raises UserError."""
     if not (folder / FILE).exists():
         fetch_packages(folder / "packages")
-        write_json(folder / FILE, asdict(read_texts(folder / "packages")))
+        write_text(folder / FILE, json.dumps(asdict(read_texts(folder / "packages"))) + "\n")
 
 
-def load_texts(folder: Path, remedy: str) -> Texts:
-    """What make_texts left. Raises UserError where it is damaged; remedy: what to do then."""
-    return Texts(**read_fields(folder / FILE, remedy, *Texts.__annotations__))
+def load_texts(path: Path, remedy: str) -> Texts:
+    """What make_texts left. Raises UserError where it is missing or damaged; remedy: what to do then."""
+    content = parse_object(read_text(path, remedy), path, remedy)
+    missing = Texts.__annotations__.keys() - content.keys()
+    if missing:
+        raise UserError(f"{path} is damaged (it has no {min(missing)}): {remedy}.")
+    texts = Texts(**{name: content[name] for name in Texts.__annotations__})
+    parts = [texts.documents, texts.german, *(texts.names.values() if isinstance(texts.names, dict) else [None])]
+    if not all(isinstance(part, list) and all(isinstance(text, str) and text.strip() for text in part) for part in parts):
+        raise UserError(f"{path} is damaged (it holds something else than lists of texts): {remedy}.")
+    return texts
 
 
 def fetch_packages(folder: Path) -> None:
@@ -59,12 +85,12 @@ def fetch_packages(folder: Path) -> None:
             subprocess.run(["dpkg", "-x", archive, folder], check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(
-            f"The packages {', '.join(PACKAGES)} could not be fetched ({error}): unpack them by hand into {folder}, or "
-            "bring a texts.json."
+            f"The packages {', '.join(PACKAGES)} could not be fetched ({error}): unpack them by hand into {folder}, bring a "
+            f"{FILE} that was made elsewhere, or do without (train-draft: --texts none)."
         ) from error
 
 
-def read_texts(folder: Path, most: int = 1200) -> Texts:
+def read_texts(folder: Path, most: int = 4000) -> Texts:
     """The texts of unpacked packages, `most` documents. Raises OSError where a word list is missing."""
     rng = random.Random(7)
     sources = [path for pattern in DOCUMENTS for path in sorted(folder.glob(pattern))]
