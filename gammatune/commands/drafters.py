@@ -10,7 +10,7 @@ from gammatune.replay.table import read_table
 from gammatune.report.names import drafter_name
 from gammatune.report.tables import to_markdown
 from gammatune.report.views import drafters_view, pairings_by_task_view, pairings_view
-from gammatune.studies.drafters import Comparison, Contender, compare_drafters
+from gammatune.studies.drafters import Comparison, Contender, add_lists, compare_drafters
 
 
 class SplitWords(argparse.Action):
@@ -26,6 +26,8 @@ def add_command(commands) -> None:
     tables = "acceptance tables of one target's answers, one of each drafter, and settings such as policy=[fixed,gammatune]"
     parser.add_argument("tables", nargs="+", action=SplitWords, metavar="TABLE", help=tables)
     add_prices(parser, "default: prices.json beside each table")
+    lists = "also put each drafter that takes no forwards before each that takes some, as drafter=[suffix,model] does"
+    parser.add_argument("--lists", action="store_true", help=lists)
     parser.add_argument("--csv", type=Path, help="write every drafter and policy to this file")
     parser.set_defaults(command=print_drafters, folder_choice="--csv FILE")
 
@@ -35,7 +37,8 @@ def print_drafters(options: argparse.Namespace) -> int:
     policies = compose_config(options.settings).policy if options.settings else None
     if options.csv:
         prepare_csv(options.csv)
-    found = compare_drafters([read_contender(options, path) for path in paths], policies)
+    contenders = [read_contender(options, path) for path in paths]
+    found = compare_drafters(add_lists(contenders) if options.lists else contenders, policies)
     if options.csv:
         write_text(options.csv, found.pairings.to_csv(index=False))
     print(drafters_text(found))

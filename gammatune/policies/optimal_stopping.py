@@ -1,13 +1,16 @@
 """Draft on while the next token is worth its price: optimal stopping by acceptance chances that this answer teaches. Ours.
 
-Nothing is trained and nothing tuned. Before each draft token, the first included, one more is drafted exactly when
+Nothing is trained and nothing tuned. Before each draft token, the first included, one more is drafted where for some j
 
-    S_k * a_(k+1) > rate * (R(k+1) - R(k))        or k = 0 and PROBE rounds have passed without drafting
+    S_k * (a_(k+1) + a_(k+1) a + ... + a_(k+1) a^(j-1)) > rate * (R(k+j) - R(k))
+
+or k = 0 and PROBE rounds have passed without drafting. Where each token costs as much as the one before, or more, j = 1 says
+it all; the others look past a step in the prices, as where a target takes 3 to 16 tokens in one time.
 
     R(k)  what a round costs that drafts k tokens: the start of a block, k draft steps, a target forward over k + 1 tokens
     rate  this answer's own: (PRIOR_TOKENS + tokens so far) / (PRIOR_TOKENS * price of a plain round + prices so far)
     S_k   chance that all k drafted tokens are accepted: the product of p_i = sigmoid(logit(top-1 of token i) + b_p + m_i)
-    a_k   chance that a token which nobody has seen yet is accepted: sigmoid(b_a + m_k)
+    a_k   chance that a token which nobody has seen yet is accepted: sigmoid(b_a + m_k); a where the memory knows nothing
     m     what the memory knows: w_2 * memory of the last 2 ids + w_4 * memory of the last 4, drafted ids included; 0 if new
 
 `rate` turns a price into the tokens that the same time yields elsewhere, as in optimal stopping for a rate of reward.
@@ -21,13 +24,13 @@ Blind, without the draft's signals, a_i stands for p_i. With the memory off, m =
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import exp, log
 from typing import ClassVar
 
 from gammatune.policies.base import Signals, require
 from gammatune.policies.priced import Priced
-from gammatune.records import Round, RoundPrices
+from gammatune.records import Round
 
 LEAST_TOP1, MOST_TOP1 = 0.005, 0.995  # beyond, a probability says little more
 FIRST_ACCEPTANCE = 0.4  # prior mean of the chance that an unseen token is accepted
@@ -75,13 +78,6 @@ class OptimalStopping(Priced):
     def longest(self) -> int:
         return self.gamma
 
-    def take_prices(self, prices: RoundPrices) -> None:
-        """Raises UserError for prices of shorter blocks than gamma allows."""
-        super().take_prices(prices)
-        self.extra_bases, self.extra_slopes = (
-            [more - less for less, more in pairwise(line)] for line in (prices.bases, prices.slopes)
-        )
-
     def reset(self) -> None:
         self.b_p, self.b_a = 0.0, logit(FIRST_ACCEPTANCE)
         self.tokens, self.spent = 0, 0.0
@@ -93,6 +89,9 @@ class OptimalStopping(Priced):
         self.tokens, self.spent, self.skipped = 0, 0.0, 0
         self.precision_p = self.precision_a = PRIOR_PRECISION
         self.context = prompt_tokens
+        prices = [self.price(drafted, prompt_tokens) for drafted in range(self.gamma + 1)]
+        extra = [more - less for less, more in pairwise(prices)]
+        self.cheapest = list(accumulate(reversed(extra), min))[::-1]  # of the next token and those after it
         self.ids: list[int] = []  # of the answer so far
         self.after_two: dict[tuple[int, ...], float] = {}  # last ids -> between -1 (rejected) and 1 (accepted)
         self.after_four: dict[tuple[int, ...], float] = {}
@@ -110,13 +109,21 @@ class OptimalStopping(Priced):
         return self.gamma if self.pays() or (self.skipped >= PROBE and self.gamma > 0) else 0
 
     def pays(self) -> bool:
-        """Whether one more draft token is worth its price; notes what the memory knows of it."""
+        """Whether more draft tokens are worth their price; notes what the memory knows of the next one."""
         drafted = len(self.samples)
         if drafted >= self.gamma:
             return False
         self.known = self.recall() if self.memory else 0.0
-        extra = self.extra_bases[drafted] + self.extra_slopes[drafted] * self.context
-        return self.chance / (1.0 + exp(-self.b_a - self.known)) > self.rate_now * extra
+        chance, unseen = self.chance / (1.0 + exp(-self.b_a - self.known)), 1.0 / (1.0 + exp(-self.b_a))
+        gain, so_far = 0.0, self.price(drafted, self.context)
+        for longer in range(drafted, self.gamma):
+            if chance <= self.rate_now * self.cheapest[longer]:  # what is missing cannot be made up any more
+                return False
+            gain += chance
+            if gain > self.rate_now * (self.price(longer + 1, self.context) - so_far):
+                return True
+            chance *= unseen
+        return False
 
     def recall(self) -> float:
         """m of the next draft token."""

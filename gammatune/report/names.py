@@ -10,7 +10,7 @@ TASK_NAMES = {
     "math_reasoning": "Math",
     "rag": "RAG",
 }
-DRAFTER_NAMES = {"model": "draft model", "lookup": "prompt lookup"}
+DRAFTER_NAMES = {"model": "draft model", "lookup": "prompt lookup", "suffix": "suffix decoding", "features": "feature draft"}
 
 
 def policy_name(policy: str) -> str:

@@ -19,6 +19,7 @@ from gammatune.studies.advise import mean_context
 from gammatune.studies.headline import OVERALL, find_replayable, order_tasks
 from gammatune.studies.sweep import compare
 from gammatune.studies.tuning import Tuned, tune_all
+from gammatune.traces import take_first
 
 #: policies where none are named: the field's lengths, the paper's two rules, and the ones that need no tuning
 USUAL = ("fixed", "gammatune", "gammatune_plus", "hf_confidence", "optimal_stopping", "optimal_stopping_blind")
@@ -77,6 +78,29 @@ def compare_drafters(contenders: list[Contender], policies: dict[str, Policy] | 
         questions=len({question for question, _ in keys}),
         differing=count_differing(contenders, keys),
     )
+
+
+def add_lists(contenders: list[Contender]) -> list[Contender]:
+    """These, and each drafter that takes no forwards put before each that takes some: the first that proposes does.
+
+    No other recording is needed for it, since both followed the same answers.
+    """
+    free = [each for each in contenders if not each.table.forwards_per_token and len(each.table.forwards_by_proposer) == 1]
+    costly = [each for each in contenders if each.table.forwards_per_token and len(each.table.forwards_by_proposer) == 1]
+    return [*contenders, *(put_first(one, other) for one in free for other in costly)]
+
+
+def put_first(first: Contender, then: Contender) -> Contender:
+    """A list of two drafters, of the answers that both have, at the prices of the one that takes forwards."""
+    others = {(turn.question_id, turn.turn): turn for turn in then.table.turns}
+    pairs = [(turn, others.get((turn.question_id, turn.turn))) for turn in first.table.turns]
+    turns = [
+        replace(other, trace=take_first([turn.starts(), other.starts()]))
+        for turn, other in pairs
+        if other is not None and np.array_equal(turn.output_ids, other.output_ids)
+    ]
+    forwards = {"forwards_by_proposer": [0, then.table.forwards_per_token]}
+    return Contender(f"{first.name}, then {then.name}", AcceptanceTable(turns, then.table.facts | forwards), then.curve)
 
 
 def refuse_odd(contenders: list[Contender]) -> None:
