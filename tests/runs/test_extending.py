@@ -2,15 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 from runs.killing import ENDED_WELL, count_writes, disturbed, kill
 from runs.tracing import count_traces, same
 
+from gammatune.drafters.first_of import FirstOf
 from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.model import DraftModel
+from gammatune.drafters.suffix import Suffix
 from gammatune.errors import UserError
 from gammatune.files import hash_file, read_json
+from gammatune.policies import POLICIES
+from gammatune.replay.prices import from_ratio
+from gammatune.replay.speeds import build_bench, measure_speeds
 from gammatune.replay.table import AcceptanceTable, read_table, write_table
 from gammatune.runs.earlier import read_earlier
+from gammatune.studies.drafters import Contender, add_lists, put_first
 
 MANY = [
     {
@@ -134,6 +142,23 @@ def test_another_drafter_is_recorded_beside_answers_that_are_there(make_many, wh
     assert f"Answers to 6 of 6 questions are those of {whole[2]}" in capsys.readouterr().err
     taken = read_json(path.parent / "provenance.json", "")["sessions"][0]["answers"]
     assert taken["files"] == {"acceptance.parquet": hash_file(whole[2])}
+
+
+def test_a_list_of_two_is_what_their_own_tables_say(make_many, whole, tmp_path):
+    """Recorded as drafter=[suffix,model], or put together of both tables: the same blocks, replayed the same."""
+    listed = read_table(make_many(tmp_path, 2, drafter=FirstOf(drafters=[Suffix(), DraftModel()])).run())
+    suffix = read_table(make_many(tmp_path, 2, drafter=Suffix(), answers=whole[2]).run())
+    first, then = (Contender(str(n), table, from_ratio(8)) for n, table in enumerate([suffix, read_table(whole[2])]))
+    joined = put_first(first, then)
+    assert joined.name == "0, then 1" and joined.table.forwards_by_proposer == listed.forwards_by_proposer == [0, 1]
+    for one, other in zip(joined.table.turns, listed.turns, strict=True):
+        assert all(
+            np.array_equal(each, vars(other.trace)[name]) for name, each in vars(one.trace).items() if name != "signals"
+        )
+    policies = [POLICIES[name]() for name in ("fixed", "gammatune_plus", "optimal_stopping")]
+    speeds = [measure_speeds(build_bench(table, from_ratio(8)), policies) for table in (joined.table, listed)]
+    assert np.array_equal(*speeds)
+    assert [each.name for each in add_lists([first, then])] == ["0", "1", "0, then 1"]
 
 
 def test_questions_that_have_no_answer_there_are_decoded(make_many, whole, tmp_path):
