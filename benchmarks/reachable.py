@@ -149,14 +149,22 @@ def predict(table: AcceptanceTable, memory: bool) -> list[Chances]:
         seen, unseen = fit(known, right), fit(known[:, : -len(SIGNALS)], right)
         for turn in np.flatnonzero(fold == held_out):
             rows = features[turn]
-            after, before = seen.predict_proba(rows)[:, 1], unseen.predict_proba(rows[:, : -len(SIGNALS)])[:, 1]
-            found[turn] = Chances(after, before)
+            found[turn] = Chances(chance(seen, rows), chance(unseen, rows[:, : -len(SIGNALS)]))
     return found
 
 
 def fit(features: np.ndarray, right: np.ndarray) -> HistGradientBoostingClassifier:
+    # binning fails on a column of NaN alone, as the memory's is where no context comes again; a constant splits nothing
+    features = np.where(np.isnan(features).all(axis=0), 0.0, features)
     trees = HistGradientBoostingClassifier(max_iter=150, learning_rate=0.06, max_leaf_nodes=31, random_state=0)
     return trees.fit(features, right)
+
+
+def chance(trees: HistGradientBoostingClassifier, features: np.ndarray) -> np.ndarray:
+    """[n], that the token is right: 1 or 0 where the trees were fitted on that outcome alone."""
+    if len(trees.classes_) == 1:
+        return np.full(len(features), float(trees.classes_[0]))
+    return trees.predict_proba(features)[:, 1]
 
 
 def compare(bench: Bench, table: AcceptanceTable) -> pd.DataFrame:
@@ -188,6 +196,8 @@ def report(options: argparse.Namespace) -> None:
     table = read_table(path)
     if not (table.watched and table.complete):
         raise UserError(f"{path} lacks draft signals or matches: give a table that `gammatune record` has made.")
+    if len({(turn.task, turn.question_id) for turn in table.turns}) < 2:
+        raise UserError(f"{path} holds one question, and chances are learned on others: give a table of at least two.")
     frame = compare(build_bench(table, find_prices(options, path)), table)
     print(frame.round(3).to_markdown(index=False), end="\n\n")
     print(json.dumps({"table": path.parent.name, "rows": frame.to_dict("records")}))

@@ -17,14 +17,15 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 @pytest.fixture
 def execute(tmp_path, monkeypatch):
-    """execute(name) -> a notebook's outputs on the results in tmp_path."""
+    """execute(name, check) -> a notebook's outputs on the results in tmp_path. check: a last cell, of the test's own."""
     (tmp_path / "block").mkdir()
     (tmp_path / "block" / "sitecustomize.py").write_text(BLOCK)
     monkeypatch.setenv("GAMMATUNE_RESULTS", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "block"), str(NOTEBOOKS.parent)]))
 
-    def run(name: str) -> "Outputs":
+    def run(name: str, check: str = "") -> "Outputs":
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
+        notebook.cells.append(nbformat.v4.new_code_cell(check))
         NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
         return Outputs([output for cell in notebook.cells for output in cell.get("outputs", [])])
 
@@ -56,17 +57,33 @@ def test_one_run_shows_table_answer_and_figures(execute, tmp_path):
     assert shown.pictures == 4
 
 
+#: that `Watched` decides as the rule does, and by what it writes down
+CHECK_WATCHED = """
+rule = POLICIES["optimal_stopping"]()
+hand_prices(rule, curve)
+(log,) = replay(prepare(AcceptanceTable([followed], table.facts)), rule, keep_rounds=True).logs
+assert [r.counts() for r in log] == [r.counts() for r in rounds]
+assert ((weighed["and of the next"] > weighed["price (tokens)"]) == weighed["pays"]).all()
+assert {True, False} == set(weighed["pays"]) and len(weighed) >= 30
+drafted = weighed[weighed["outcome"] != "not drafted"].groupby("round").size()
+whole = range(weighed["round"].max())
+assert drafted.reindex(whole, fill_value=0).tolist() == [rounds[n].drafted for n in whole]
+"""
+
+
 def test_policies_shows_lanes_honesty_and_a_policy_of_ones_own(execute, tmp_path):
     table = draw_study_table()
     shutil.copytree(made_folder(), tmp_path / "acceptance" / "made")
-    shown = execute("02_policies.ipynb")
+    shown = execute("02_policies.ipynb", CHECK_WATCHED)
     right = sum(int(turn.match.sum()) for turn in table.turns) / table.tokens
     assert f"made: 24 questions, 30 answers, {table.tokens:,} tokens" in shown.text
     assert re.search(rf"Over all positions the draft claims \d+% and is right {right:.0%} of the time", shown.text)
     assert "One more draft token costs about" in shown.text
+    assert re.search(r"optimal stopping: \d+ rounds, [\d.]+ tokens/s \(modelled\); GammaTune\+: \d+ rounds", shown.text)
+    assert "price (tokens)" in shown.html and "with GammaTune+" in shown.html
     for words in ("top-1 probability", "gamma_now", "one more", "regret", "gain of adapting", "Math"):
         assert words in shown.html, words
-    assert shown.pictures == 3
+    assert shown.pictures == 4
 
 
 def test_paper_tables_shows_claim_tables_and_bounds(execute, tmp_path):

@@ -9,8 +9,9 @@ from gammatune.commands.options import add_prices, add_settings, add_table, choo
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import read_table
 from gammatune.report.names import policy_name
+from gammatune.report.numbers import number
 from gammatune.report.tables import to_markdown
-from gammatune.report.views import by_task_view, headline_view, number, plain
+from gammatune.report.views import by_task_view, headline_view, plain
 from gammatune.studies.bounds import ENDS, bounded_numbers, bounded_speeds
 from gammatune.studies.headline import STARTS, Speeds, headline_frame, replay_all
 

@@ -10,7 +10,7 @@ from gammatune.files import write_text
 from gammatune.replay.speeds import build_bench
 from gammatune.replay.table import read_table
 from gammatune.report.names import policy_name
-from gammatune.report.views import interval, number
+from gammatune.report.numbers import interval, number
 from gammatune.studies.sweep import Sweep, parse_grid, sweep_policy
 
 

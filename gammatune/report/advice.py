@@ -6,6 +6,7 @@ import pandas as pd
 
 from gammatune.policies import Policy
 from gammatune.report.names import policy_name, task_name
+from gammatune.report.numbers import interval, number
 from gammatune.report.tables import to_markdown
 from gammatune.studies.advise import ALONE, Advice, EngineAdvice, Rival
 from gammatune.studies.sweep import Ratio
@@ -14,6 +15,7 @@ from gammatune.studies.tuning import chosen_settings
 SCHEMA = 1
 DIGITS = 4
 SHOWN = 10  # policies in the text
+NO_INTERVAL = "(no interval)"
 
 
 def advice_json(advice: Advice, kind: str, name: str, table: str) -> dict:
@@ -97,7 +99,7 @@ def rounded(node):
 def verdict(advice: Advice) -> str:
     """One sentence."""
     best, name = advice.best, name_rival(advice.best)
-    told = f"{best.over_alone.value:.2f} {show_interval(best.over_alone.low, best.over_alone.high)} times"
+    told = f"{best.over_alone.value:.2f} {interval(best.over_alone.low, best.over_alone.high, instead=NO_INTERVAL)} times"
     if best.policy.name == ALONE:
         fixed = advice.fixed
         return (
@@ -126,17 +128,8 @@ def name_policy(found: dict) -> str:
     return f"{found['title']} ({settings})" if settings else found["title"]
 
 
-def show_interval(low: float | None, high: float | None) -> str:
-    missing = low is None or math.isnan(low)
-    return "(no interval)" if missing else f"[{low:.2f}, {high:.2f}]"
-
-
-def show(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None else format(value, form)
-
-
 def show_speedup(found: dict) -> str:
-    return f"{show(found['speedup'])} {show_interval(*found['interval'])}"
+    return f"{number(found['speedup'])} {interval(*found['interval'], instead=NO_INTERVAL)}"
 
 
 def advice_text(found: dict) -> str:
@@ -187,9 +180,9 @@ def tasks(found: dict) -> str:
         {
             "task": task_name(each["task"]),
             "questions": each["questions"],
-            "recommended": show(each["speedup"]),
+            "recommended": number(each["speedup"]),
             "best fixed length": each["best_gamma"],
-            "with it": show(each["best_fixed"]),
+            "with it": number(each["best_fixed"]),
         }
         for each in found["by_task"]
     ]
@@ -200,9 +193,9 @@ def sensitivity(found: dict) -> str:
     rows = [
         {
             "price of the draft": f"x {each['draft_price']:g}",
-            "recommended": show(each["policy_speedup"]),
+            "recommended": number(each["policy_speedup"]),
             "best fixed length": each["best_gamma"],
-            "with it": show(each["best_fixed_speedup"]),
+            "with it": number(each["best_fixed_speedup"]),
             "pays": "yes" if each["pays"] else "no",
         }
         for each in found["sensitivity"]

@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import isnan
 
 from gammatune.records import Round, TurnLog
 from gammatune.replay.table import AcceptanceTable, AcceptanceTurn
 from gammatune.report.names import arm_names, task_name
+from gammatune.report.numbers import absent
 from gammatune.report.show import mark_tokens
 from gammatune.runs.store import BASELINE, StoredArm, StoredRun, Texts
 from gammatune.traces import MATCH, UNKNOWN
@@ -202,7 +202,7 @@ def show_token(reader: Reader, token: int, kind: str, found: tuple[float | None,
         drafter = f"draft: {quote(reader.text(proposed))}"
     else:
         drafter = "draft"
-    sure = "" if probability is None or isnan(probability) else f" {probability:.2f}"
+    sure = "" if absent(probability) else f" {probability:.2f}"
     return Token(reader.text(token), kind, f"{kind}, {drafter}{sure}" if sure or proposed is not None else kind, instead)
 
 

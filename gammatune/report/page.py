@@ -7,8 +7,7 @@ from models, question files and labels is escaped by the templates, and control 
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable
-from functools import cache
-from math import isnan
+from functools import cache, partial
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,6 +22,7 @@ from gammatune.report import notes, style
 from gammatune.report.answers import KINDS, RUN_KINDS, TABLE_KINDS, Prompt, run_prompts, table_prompts
 from gammatune.report.limits import explain_limits
 from gammatune.report.names import arm_names, task_name
+from gammatune.report.numbers import absent, interval, number
 from gammatune.report.ranking import MOST_TASKS, Ranking, prices_of_rounds, rank_policies
 from gammatune.report.results import results_table
 from gammatune.runs.store import BASELINE, PIECES_FILE, StoredRun, Texts, read_run, read_texts
@@ -34,6 +34,7 @@ PAGE, TABLE_PAGE = "report.html", "table.html"
 LARGEST = 1_900_000  # bytes
 TOKENS = 10_000  # of answers on a page, about
 FEW_TOKENS = 2_000  # beside an advice
+DASH = "–"  # for a number that there is not
 OWN_PRICES = "medians of this run's own rounds"
 
 #: (tokens of answers) -> the prompts that are shown, and how many there are
@@ -131,17 +132,18 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=show_controls,
     )
-    found.filters |= {"number": show_number, "task": task_name}
-    found.globals |= {"scale": Scale, "colour": style.colour}
+    found.filters |= {"number": partial(number, instead=DASH), "task": task_name}
+    found.globals |= {
+        "scale": Scale,
+        "colour": style.colour,
+        "absent": absent,
+        "interval": partial(interval, form="{:.2f} to {:.2f}", instead=DASH),
+    }
     for name in ("css", "js"):
         source = found.loader.get_source(found, f"page.{name}")[0]
         found.globals[name] = Markup(source)  # our own files, whose hashes are all that the page's policy lets run
         found.globals[f"{name}_hash"] = b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return found
-
-
-def show_number(value: float | None, form: str = ".2f") -> str:
-    return "–" if value is None or isnan(value) else format(value, form)
 
 
 def show_controls(value):
@@ -153,7 +155,7 @@ class Scale:
     """Places of speeds along a line of 0 to 100, with 1 always on it."""
 
     def __init__(self, values: list[float | None]):
-        known = [value for value in values if value is not None and not isnan(value)] + [1.0]
+        known = [value for value in values if not absent(value)] + [1.0]
         self.low, high = min(known), max(known)
         self.span = (high - self.low) or 1.0
 

@@ -7,6 +7,7 @@ import pandas as pd
 
 from gammatune.report import results
 from gammatune.report.names import arm_names, policy_name, task_name
+from gammatune.report.numbers import ABSENT, interval, number, plus_minus
 from gammatune.report.tables import Table
 from gammatune.runs.store import StoredRun
 from gammatune.studies.bounds import ENDS, KEYS, Bounds
@@ -196,7 +197,7 @@ def spread(frame: pd.DataFrame, index, columns: str) -> pd.DataFrame:
 def cells(frame: pd.DataFrame) -> list[str]:
     """value [low, high], or the value alone where there is no interval."""
     columns = (frame[name] for name in ("value", "low", "high"))
-    return [f"{number(v)} {interval(low, high)}".removesuffix(" -") for v, low, high in zip(*columns, strict=True)]
+    return [f"{number(v)} {interval(low, high)}".removesuffix(f" {ABSENT}") for v, low, high in zip(*columns, strict=True)]
 
 
 def metric_cells(frame: pd.DataFrame, metric: str) -> list[str]:
@@ -206,15 +207,3 @@ def metric_cells(frame: pd.DataFrame, metric: str) -> list[str]:
 
 def plain(name) -> str:
     return str(name).replace("_", " ")
-
-
-def number(value: float, form: str = ".2f") -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def plus_minus(mean: float, std: float) -> str:
-    return number(mean) if math.isnan(std) else f"{mean:.2f} ± {std:.2f}"
-
-
-def interval(low: float, high: float) -> str:
-    return "-" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"

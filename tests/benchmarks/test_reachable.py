@@ -44,6 +44,25 @@ def test_learned_chances_are_of_every_position_and_the_oracle_is_above_all_rules
     assert len(found) == 6 and (found["over_oracle"] <= 1 + 1e-9).all() and (found["over_oracle"] > 0.1).all()
 
 
+def test_contexts_that_never_come_again_tell_nothing(reachable):
+    table = draw_table(5, questions=12)
+    assert all(len(set(turn.output_ids.tolist())) == turn.tokens for turn in table.turns)
+    for without, told in zip(reachable.predict(table, memory=False), reachable.predict(table, memory=True), strict=True):
+        assert (without.seen == told.seen).all() and (without.unseen == told.unseen).all()
+
+
+@pytest.mark.parametrize(("match", "chance"), [("1111", 1.0), ("0000", 0.0)])
+def test_outcomes_that_are_all_the_same_are_expected_again(reachable, match, chance):
+    table = AcceptanceTable([make_turn(match, question_id=question) for question in range(4)])
+    assert all((each.seen == chance).all() and (each.unseen == chance).all() for each in reachable.predict(table, True))
+
+
+def test_one_question_has_no_others_to_learn_from(reachable, tmp_path, capsys):
+    write_table(AcceptanceTable([make_turn("110")]), tmp_path / "acceptance.parquet")
+    assert reachable.main([str(tmp_path / "acceptance.parquet"), "--cost-ratio", "5"]) == 2
+    assert "at least two" in capsys.readouterr().err
+
+
 def test_a_table_without_signals_is_a_sentence(reachable, tmp_path, capsys):
     write_table(AcceptanceTable([make_turn("110", watched=False)]), tmp_path / "acceptance.parquet")
     assert reachable.main([str(tmp_path / "acceptance.parquet"), "--cost-ratio", "5"]) == 2

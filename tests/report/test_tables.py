@@ -10,6 +10,7 @@ from stored import Recipe, change_done, store_run
 
 from gammatune.report import notes, views
 from gammatune.report.names import arm_names
+from gammatune.report.numbers import interval, number, plus_minus
 from gammatune.report.results import position_table, results_table, timing_table
 from gammatune.report.tables import Table, to_latex, write_tables
 from gammatune.runs.store import read_run
@@ -170,3 +171,10 @@ def test_one_question_is_enough_for_a_table(tmp_path):
     overall = results_table(run).iloc[-1]
     assert math.isnan(overall["speedup_low"]) and overall["speedup"] > 0
     assert "GammaTune" in notes.summary_table(run)
+
+
+@pytest.mark.parametrize("nothing", [math.nan, None])
+def test_a_number_that_there_is_not_is_written_the_same_from_a_frame_and_from_json(nothing):
+    assert (number(1.234), interval(1.0, 1.5), plus_minus(1.0, 0.25)) == ("1.23", "[1.00, 1.50]", "1.00 ± 0.25")
+    assert (number(nothing), interval(nothing, nothing), plus_minus(1.0, nothing)) == ("-", "-", "1.00")
+    assert number(nothing, instead="–") == interval(nothing, nothing, "{} to {}", instead="–") == "–"
