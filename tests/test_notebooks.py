@@ -63,7 +63,8 @@ rule = POLICIES["optimal_stopping"]()
 hand_prices(rule, curve)
 (log,) = replay(prepare(AcceptanceTable([followed], table.facts)), rule, keep_rounds=True).logs
 assert [r.counts() for r in log] == [r.counts() for r in rounds]
-assert ((weighed["and of the next"] > weighed["price (tokens)"]) == weighed["pays"]).all()
+worth = weighed["and of the next"] > weighed["price (tokens)"]
+assert weighed["pays"][worth].all() and (worth == weighed["pays"]).mean() > 0.9  # else the ones after it are worth theirs
 assert {True, False} == set(weighed["pays"]) and len(weighed) >= 30
 drafted = weighed[weighed["outcome"] != "not drafted"].groupby("round").size()
 whole = range(weighed["round"].max())
