@@ -317,7 +317,7 @@ CHOICES = [
     small("drafter=nope", "drafter=nope is not known"),
     small("drafter=[lookup,nope]", "drafter=nope is not known"),
     small("drafter=[suffix,suffix]", "drafter names suffix twice"),
-    small("drafter=[]", r"drafter=\[\] names none: list at least one of lookup, model, suffix"),
+    small("drafter=[]", r"drafter=\[\] names none: list at least one of features, lookup, model, suffix"),
     small("drafter=[[lookup]]", "not several"),
     small("drafter=[lookup,null]", r"drafter=\[lookup,null\] is not known"),
     small("drafter=[lookup,model]", r"drafter=\[lookup,model\] has none from lookup", "policy=svip"),
