@@ -28,6 +28,7 @@ from gammatune.replay.table import AcceptanceTable, read_table
 from gammatune.report.advice import advice_json, advice_text
 from gammatune.report.page import PAGE, write_advice_page
 from gammatune.studies.advise import Models, PriceNote, advise, refuse_few
+from gammatune.studies.drafters import Contender
 from gammatune.tasks.questions import has_specbench, load_questions
 
 QUESTIONS, TOKENS, MINUTES = 60, 64, 20.0
@@ -48,6 +49,7 @@ class Subject:
     curve: PriceList
     note: PriceNote
     models: Models
+    beside: list[Contender]  # other drafters along the same answers
     warnings: list[str]  # sentences
 
 
@@ -66,7 +68,7 @@ def add_command(commands) -> None:
 def print_advice(options: argparse.Namespace) -> int:
     subject = take_table(options) if options.table else take_pair(options)
     policies = choose_policies(policy_words(options.settings), subject.table)
-    advice = advise(subject.table, subject.curve, subject.note, policies, subject.models)
+    advice = advise(subject.table, subject.curve, subject.note, policies, subject.models, subject.beside)
     advice.warnings += subject.warnings
     found = advice_json(advice, subject.kind, one_line(subject.name), str(subject.file))
     text = printable(advice_text(found))
@@ -110,6 +112,7 @@ def take_table(options: argparse.Namespace) -> Subject:
         curve=curve,
         note=note_prices(options, curve, "the table's", name_cpu() if curve.facts.get("device") == "cpu" else None),
         models=Models(prices=tell_prices(options, path.with_name(PRICES_FILE))),
+        beside=[],
         warnings=[],
     )
 
@@ -135,6 +138,7 @@ def take_pair(options: argparse.Namespace) -> Subject:
         curve=found.curve,
         note=note_prices(options, found.curve, "measured here", found.device),
         models=replace(name_models(config.model_pair), prices=tell_prices(options, found.folder / PRICES_FILE)),
+        beside=found.beside,
         warnings=found.warnings,
     )
 

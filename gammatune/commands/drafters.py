@@ -7,7 +7,6 @@ from gammatune.commands.options import add_prices, find_prices, find_table, prep
 from gammatune.compose import compose_config
 from gammatune.files import write_text
 from gammatune.replay.table import read_table
-from gammatune.report.names import drafter_name
 from gammatune.report.tables import to_markdown
 from gammatune.report.views import drafters_view, pairings_by_task_view, pairings_view
 from gammatune.studies.drafters import Comparison, Contender, add_lists, compare_drafters
@@ -46,8 +45,7 @@ def print_drafters(options: argparse.Namespace) -> int:
 
 
 def read_contender(options: argparse.Namespace, path: Path) -> Contender:
-    table = read_table(path)
-    return Contender(drafter_name(table.facts), table, find_prices(options, path))
+    return Contender.of(read_table(path), find_prices(options, path))
 
 
 def drafters_text(found: Comparison) -> str:

@@ -108,6 +108,12 @@ class AcceptanceTable:
         return sum(turn.tokens for turn in self.turns)
 
     @property
+    def mean_context(self) -> float:
+        """Committed tokens at a round, on average."""
+        lengths = [turn.tokens for turn in self.turns]
+        return float(np.average([turn.prompt_tokens + turn.tokens / 2 for turn in self.turns], weights=lengths))
+
+    @property
     def gamma_max(self) -> int:
         return self.facts.get("gamma_max", 0)
 

@@ -8,7 +8,7 @@ from gammatune.policies import Policy
 from gammatune.report.names import policy_name, task_name
 from gammatune.report.numbers import interval, number
 from gammatune.report.tables import to_markdown
-from gammatune.studies.advise import ALONE, Advice, EngineAdvice, Rival
+from gammatune.studies.advise import ALONE, Advice, DrafterAdvice, EngineAdvice, Rival
 from gammatune.studies.sweep import Ratio
 from gammatune.studies.tuning import chosen_settings
 
@@ -60,6 +60,7 @@ def advice_json(advice: Advice, kind: str, name: str, table: str) -> dict:
         "by_task": [vars(task) for task in advice.by_task],
         "sensitivity": [vars(each) for each in advice.sensitivity],
         "engines": [describe_engine(engine) for engine in advice.engines],
+        "drafters": [describe_drafter(drafter) for drafter in advice.drafters],
         "warnings": advice.warnings,
     }
     return rounded(found)
@@ -83,6 +84,11 @@ def describe_engine(advice: EngineAdvice) -> dict:
         **describe_ratio(advice.over_alone),
         "absent": advice.engine.absent,
     }
+
+
+def describe_drafter(advice: DrafterAdvice) -> dict:
+    named = {"drafter": advice.contender.choice, "name": advice.contender.name}
+    return named | describe_policy(advice.best.policy) | describe_ratio(advice.best.over_alone)
 
 
 def rounded(node):
@@ -134,7 +140,8 @@ def show_speedup(found: dict) -> str:
 
 def advice_text(found: dict) -> str:
     """Markdown that reads well on a terminal, too. found: as `advice_json` makes it."""
-    parts = [head(found), answer(found), policies(found), tasks(found), sensitivity(found), engines(found), warnings(found)]
+    parts = [head(found), answer(found), policies(found), drafters(found), tasks(found), sensitivity(found), engines(found)]
+    parts.append(warnings(found))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -173,6 +180,18 @@ def policies(found: dict) -> str:
     more = len(found["ranking"]) - SHOWN
     end = f"\n\n{more} slower ones are in advice.json." if more > 0 else ""
     return f"## Policies\n\n{to_markdown(pd.DataFrame(rows))}{end}"
+
+
+def drafters(found: dict) -> str:
+    rows = [
+        {
+            "drafter": f"{each['name']} (`drafter={each['drafter']}`)",
+            "policy": name_policy(each),
+            "speedup": show_speedup(each),
+        }
+        for each in found["drafters"]
+    ]
+    return f"## Other drafters, the fastest when choosing first\n\n{to_markdown(pd.DataFrame(rows))}" if rows else ""
 
 
 def tasks(found: dict) -> str:

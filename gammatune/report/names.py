@@ -10,17 +10,11 @@ TASK_NAMES = {
     "math_reasoning": "Math",
     "rag": "RAG",
 }
-DRAFTER_NAMES = {"model": "draft model", "lookup": "prompt lookup", "suffix": "suffix decoding", "features": "feature draft"}
 
 
 def policy_name(policy: str) -> str:
     option = POLICIES.options.get(policy)
     return option.title if option else policy
-
-
-def drafter_name(facts: dict) -> str:
-    """Of what a table or a run says about itself, by the drafter's name in configs; older ones had the draft model only."""
-    return DRAFTER_NAMES.get(name := facts.get("drafter", {}).get("name", "model"), name)
 
 
 def task_name(task: str) -> str:

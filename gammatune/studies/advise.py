@@ -5,7 +5,7 @@ of it is replay: no model and no torch.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,8 +20,9 @@ from gammatune.replay.speeds import Bench, build_bench, measure_speeds, split_qu
 from gammatune.replay.table import AcceptanceTable
 from gammatune.studies.bootstrap import SEED, percentile_interval, resampled_means, stratified_ratio_interval
 from gammatune.studies.bounds import count_unknown, estimate_match_rate
+from gammatune.studies.drafters import Contender, add_lists, usual_policies
 from gammatune.studies.engines import ANY, Engine, Line, Models, find_choice, load_engines, write_line
-from gammatune.studies.headline import OVERALL, STARTS, order_tasks
+from gammatune.studies.headline import OVERALL, STARTS, find_replayable, order_tasks
 from gammatune.studies.sweep import Ratio
 from gammatune.studies.tuning import grid_of, tune_all
 
@@ -150,6 +151,14 @@ class EngineAdvice:
 
 
 @dataclass(eq=False)
+class DrafterAdvice:
+    """A drafter under the policy that is fastest with it on the tuning half."""
+
+    contender: Contender
+    best: Rival
+
+
+@dataclass(eq=False)
 class Advice:
     """What `gammatune advise` answers. Every ratio is over the target alone, on the reporting half."""
 
@@ -164,6 +173,7 @@ class Advice:
     by_task: list[TaskAdvice]
     sensitivity: list[Sensitivity]
     engines: list[EngineAdvice]
+    drafters: list[DrafterAdvice]  # fastest on the tuning half first, the pair's own among them; none where it is alone
     warnings: list[str]  # sentences
 
     @property
@@ -172,9 +182,17 @@ class Advice:
 
 
 def advise(
-    table: AcceptanceTable, curve: PriceList, note: PriceNote, policies: dict[str, Policy], models: Models | None = None
+    table: AcceptanceTable,
+    curve: PriceList,
+    note: PriceNote,
+    policies: dict[str, Policy],
+    models: Models | None = None,
+    beside: Sequence[Contender] = (),
 ) -> Advice:
-    """policies: those that the table can replay. Raises UserError for too few questions, or none of them in pairs."""
+    """policies: those that the table can replay. beside: other drafters along the same answers.
+
+    Raises UserError for too few questions, or none of them in pairs.
+    """
     halves = split_table(table, curve)
     rivals = list_rivals(halves.tuning, policies)
     compare_with_target(halves.reporting, rivals)
@@ -182,7 +200,7 @@ def advise(
     return Advice(
         table=table,
         prices=note,
-        ratio=float(curve.ratio(mean_context(table))) if table.forwards_per_token else math.inf,
+        ratio=float(curve.ratio(table.mean_context)) if table.forwards_per_token else math.inf,
         best=best,
         untuned=fastest(untuned_rivals(rivals)),
         fixed=fixed,
@@ -191,6 +209,7 @@ def advise(
         by_task=advise_by_task(halves, best),
         sensitivity=[vary_draft_price(halves, curve, best, factor) for factor in FACTORS],
         engines=advise_engines(table, rivals, models or Models()),
+        drafters=advise_drafters(Contender.of(table, curve), best, beside),
         warnings=[*note.warnings, *list_warnings(table, curve, halves, best.policy)],
     )
 
@@ -308,11 +327,6 @@ def compare_with_target(reporting: Half, rivals: list[Rival]) -> None:
         rival.speeds, rival.over_alone = rows[row], Ratio(float(rows[row].mean() / rows[0].mean()), low, high)
 
 
-def mean_context(table: AcceptanceTable) -> float:
-    """Committed tokens at a round, on average."""
-    return float(np.average([t.prompt_tokens + t.tokens / 2 for t in table.turns], weights=[t.tokens for t in table.turns]))
-
-
 def find_break_even(reporting: Half, fixed: Policy) -> BreakEven:
     """Of a fixed gamma, from its own rounds: as many of them as the target alone would have time for.
 
@@ -356,6 +370,18 @@ def vary_draft_price(halves: Halves, curve: PriceList, best: Rival, factor: floa
 def interval_over(half: Half, speeds: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     pair = np.stack([speeds, reference])
     return stratified_ratio_interval(half.strata(pair))
+
+
+def advise_drafters(own: Contender, best: Rival, beside: Sequence[Contender]) -> list[DrafterAdvice]:
+    """Each of them, and lists of two, under the usual policies."""
+    found = [DrafterAdvice(own, best)]
+    for contender in add_lists([own, *beside])[1:]:
+        halves = split_table(contender.table, contender.curve)
+        rivals = list_rivals(halves.tuning, find_replayable(contender.table, usual_policies()))
+        fastest_there = fastest(rivals)
+        compare_with_target(halves.reporting, [fastest_there])
+        found.append(DrafterAdvice(contender, fastest_there))
+    return sorted(found, key=lambda each: -each.best.on_tuning) if beside else []
 
 
 def advise_engines(table: AcceptanceTable, rivals: list[Rival], models: Models) -> list[EngineAdvice]:

@@ -15,7 +15,6 @@ from gammatune.policies import POLICIES, Policy
 from gammatune.replay.prices import PriceList
 from gammatune.replay.speeds import Bench, build_bench
 from gammatune.replay.table import AcceptanceTable
-from gammatune.studies.advise import mean_context
 from gammatune.studies.headline import OVERALL, find_replayable, order_tasks
 from gammatune.studies.sweep import compare
 from gammatune.studies.tuning import Tuned, tune_all
@@ -23,6 +22,7 @@ from gammatune.traces import take_first
 
 #: policies where none are named: the field's lengths, the paper's two rules, and the ones that need no tuning
 USUAL = ("fixed", "gammatune", "gammatune_plus", "hf_confidence", "optimal_stopping", "optimal_stopping_blind")
+NAMES = {"model": "draft model", "lookup": "prompt lookup", "suffix": "suffix decoding", "features": "feature draft"}
 ALONE = "ar"
 ORACLE = "oracle"
 
@@ -34,6 +34,13 @@ class Contender:
     name: str  # as tables show it
     table: AcceptanceTable
     curve: PriceList
+    choice: str = ""  # as configs name it
+
+    @classmethod
+    def of(cls, table: AcceptanceTable, curve: PriceList) -> "Contender":
+        """The drafter that a table was recorded of; older ones had the draft model only."""
+        choice = table.facts.get("drafter", {}).get("name", "model")
+        return cls(NAMES.get(choice, choice), table, curve, choice)
 
 
 @dataclass(eq=False)
@@ -65,7 +72,7 @@ def compare_drafters(contenders: list[Contender], policies: dict[str, Policy] | 
         turns = [turn for turn in contender.table.turns if (turn.question_id, turn.turn) in keys]
         table = replace(contender.table, turns=turns)
         bench = build_bench(table, contender.curve)
-        chosen = find_replayable(table, policies or {name: POLICIES[name]() for name in USUAL})
+        chosen = find_replayable(table, policies or usual_policies())
         tuned = tune_all(bench, {name: POLICIES[name]() for name in (ALONE, ORACLE)} | chosen)
         for name in chosen:
             rows.append(describe_pairing(bench, contender.name, tuned[name], tuned[ALONE]))
@@ -78,6 +85,10 @@ def compare_drafters(contenders: list[Contender], policies: dict[str, Policy] | 
         questions=len({question for question, _ in keys}),
         differing=count_differing(contenders, keys),
     )
+
+
+def usual_policies() -> dict[str, Policy]:
+    return {name: POLICIES[name]() for name in USUAL}
 
 
 def add_lists(contenders: list[Contender]) -> list[Contender]:
@@ -100,7 +111,8 @@ def put_first(first: Contender, then: Contender) -> Contender:
         if other is not None and np.array_equal(turn.output_ids, other.output_ids)
     ]
     forwards = {"forwards_by_proposer": [0, then.table.forwards_per_token]}
-    return Contender(f"{first.name}, then {then.name}", AcceptanceTable(turns, then.table.facts | forwards), then.curve)
+    name, choice = f"{first.name}, then {then.name}", f"[{first.choice},{then.choice}]"
+    return Contender(name, AcceptanceTable(turns, then.table.facts | forwards), then.curve, choice)
 
 
 def refuse_odd(contenders: list[Contender]) -> None:
@@ -171,7 +183,7 @@ def describe_drafter(bench: Bench, contender: Contender, table: AcceptanceTable,
     matches = np.concatenate([turn.match for turn in table.turns])
     return {
         "drafter": contender.name,
-        "ratio": float(contender.curve.ratio(mean_context(table))) if table.forwards_per_token else math.inf,
+        "ratio": float(contender.curve.ratio(table.mean_context)) if table.forwards_per_token else math.inf,
         "agreement": float((matches == 1).mean()),
         "oracle": compare(bench, tuned[ORACLE].default, tuned[ALONE].default).value,
     }

@@ -8,18 +8,22 @@ results/advice/<pair>-<tasks>-<hash>/
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gammatune.config import RunConfig
+from gammatune.drafters.lookup import Lookup
+from gammatune.drafters.suffix import Suffix
 from gammatune.files import hold_folder, read_derived
 from gammatune.replay.prices import PRICES_FILE, PriceList, read_prices
 from gammatune.replay.table import AcceptanceTable, write_table
+from gammatune.runs.acceptance import trace_question
 from gammatune.runs.measure_prices import Plan, PriceRun, write_prices
 from gammatune.runs.provenance import name_device
-from gammatune.runs.session import DEPTH, Session
+from gammatune.runs.session import DEPTH, Session, describe_forwards
 from gammatune.studies.advise import LEAST_QUESTIONS, refuse_few
-from gammatune.studies.record import Recorder
+from gammatune.studies.drafters import Contender
+from gammatune.studies.record import Recorder, take_answer
 
 PLAN = Plan(contexts=(64, 320), gamma_max=12, repeats=2)  # longer blocks are priced by the line through these
 PARTIAL_FILE = "partial.parquet"
@@ -33,6 +37,7 @@ class Measured:
     table: AcceptanceTable
     file: Path  # of the table
     curve: PriceList
+    beside: list[Contender]  # drafters that take no forwards, along the same answers
     device: str  # of this machine, as prices name it
     warnings: list[str]  # sentences
 
@@ -53,7 +58,8 @@ def measure_pair(config: RunConfig, out: Path, deadline: float, prices: PriceLis
     table = recorder.gather(lambda done: done >= LEAST_QUESTIONS and time.monotonic() > deadline)
     done = len({turn.question_id for turn in table.turns})
     file = store_partial(folder, table, whole=done == asked) or recorder.recording.table
-    return Measured(folder, table, file, prices, name_device(session.pair.device), describe_rest(session, done))
+    beside = record_beside(session, table, prices) if config.drafter is None else []
+    return Measured(folder, table, file, prices, beside, name_device(session.pair.device), describe_rest(session, done))
 
 
 def find_own_prices(session: Session, file: Path) -> PriceList:
@@ -65,6 +71,23 @@ def find_own_prices(session: Session, file: Path) -> PriceList:
     curve = PriceRun(session, PLAN).run()
     write_prices(curve, file)
     return curve
+
+
+def record_beside(session: Session, table: AcceptanceTable, prices: PriceList) -> list[Contender]:
+    """What drafters without forwards would propose along a table's answers: seconds, and no forward of the target."""
+    answered = {(turn.question_id, turn.turn): take_answer(turn) for turn in table.turns}
+    there, found = {turn.question_id for turn in table.turns}, []
+    for drafter in (Lookup(), Suffix()):
+        theirs = replace(session, engine=session.engine.with_drafter(drafter))
+        turns = [
+            turn
+            for question in session.questions.questions
+            if question.question_id in there
+            for turn in trace_question(theirs, question, lambda q, index, _: answered[q.question_id, index], DEPTH)
+        ]
+        facts = table.facts | {"drafter": drafter.identity, **describe_forwards(drafter)}
+        found.append(Contender.of(AcceptanceTable(turns, facts), prices))
+    return found
 
 
 def store_partial(folder: Path, table: AcceptanceTable, whole: bool) -> Path | None:
