@@ -40,6 +40,7 @@ FORM = {
     "by_task": [{"task": str, "questions": int, "speedup": float, "best_gamma": int, "best_fixed": float}],
     "sensitivity": [{"draft_price": float, "policy_speedup": float, "best_gamma": int, "best_fixed_speedup": float}],
     "engines": [{"engine": str, "version": str, "line": str, "settings": dict, "absent": (str, type(None))} | RATIO],
+    "drafters": [{"drafter": str, "name": str} | POLICY | RATIO],
     "warnings": [str],
 }
 FORM["sensitivity"][0]["pays"] = bool
@@ -159,6 +160,10 @@ def test_a_pair_is_measured_recorded_and_answered(call, monkeypatch):
     assert found["source"]["kind"] == "pair" and found["source"]["questions"] == 15
     assert found["source"]["tasks"] == ["mt_bench", "qa", "rag"] and found["prices"]["source"] == "measured here"
     assert "The models' weights are random, so the advice means nothing." in found["warnings"]
+    asked = {"model", "lookup", "suffix", "[lookup,model]", "[suffix,model]"}
+    assert {each["drafter"] for each in found["drafters"]} == asked and "## Other drafters" in out
+    (own,) = (each for each in found["drafters"] if each["drafter"] == "model")
+    assert all(own[key] == found[key] for key in (*POLICY, *RATIO))
     (folder,) = Path("results/advice").iterdir()
     assert folder.name.startswith("tiny-random-prompts-")
     assert {file.name for file in folder.iterdir()} == {

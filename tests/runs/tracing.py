@@ -7,7 +7,7 @@ from gammatune.replay.table import read_table
 
 
 class Traced(list):
-    """Prompts as their answers are traced; Ctrl-C at the one with the number `stop_at`, from 0."""
+    """Prompts as a draft model is traced along their answers; Ctrl-C at the one with the number `stop_at`, from 0."""
 
     stop_at: int | None = None
 
@@ -17,9 +17,10 @@ def count_traces(monkeypatch, stop_at: int | None = None) -> Traced:
     traced.stop_at = stop_at
 
     def watched(engine, prompt, answer, budget, depth):
-        if len(traced) == traced.stop_at:
-            raise KeyboardInterrupt
-        traced.append(prompt)
+        if engine.drafter.needs_draft_model:
+            if len(traced) == traced.stop_at:
+                raise KeyboardInterrupt
+            traced.append(prompt)
         return original(engine, prompt, answer, budget, depth)
 
     monkeypatch.setattr(Engine, "trace", watched)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from replay.made_tables import make_turn
+from replay.made_tables import make_starts, make_turn
 from report.stored_study import draw_study_table, made_log, make_curve
 
 from gammatune.errors import UserError
@@ -22,6 +22,7 @@ from gammatune.studies.advise import (
     split_table,
     thin,
 )
+from gammatune.studies.drafters import Contender
 
 TOKENS = 120
 RIGHT, WRONG = "1" * TOKENS, "0" * TOKENS
@@ -58,6 +59,21 @@ def test_a_draft_that_is_always_right_and_cheap_drafts_long_blocks():
     assert [each.best_gamma for each in advice.by_task] == [24] == [advice.sensitivity[0].best_gamma]
     vllm = advice.engines[0]
     assert vllm.engine.name == "vLLM" and vllm.line.settings == {"num_speculative_tokens": 24}
+
+
+def test_another_drafter_is_found_where_it_is_faster():
+    """The draft model is always wrong; a lookup that costs nothing knows every answer. First the lookup, then the model: the
+    same, since the lookup always proposes."""
+    known = " ".join(f"{TOKENS - place}/{TOKENS - place}" for place in range(TOKENS))
+    turns = [make_starts(known, question_id=n, budget=2 * TOKENS, finish="eos") for n in range(12)]
+    facts = {"drafter": {"name": "lookup"}, "forwards_per_token": 0}
+    lookup = Contender.of(AcceptanceTable(turns, facts), from_ratio(9))
+    advice = advise(made(*[WRONG] * 12), from_ratio(9), NOTE, LENGTHS, beside=[lookup])
+    assert [each.contender.choice for each in advice.drafters] == ["lookup", "[lookup,model]", "model"]
+    first, listed, own = advice.drafters
+    assert own.best is advice.best and own.best.over_alone.value == 1
+    assert first.best.over_alone.value == listed.best.over_alone.value > 20
+    assert advise(made(*[WRONG] * 12), from_ratio(9), NOTE, LENGTHS).drafters == []
 
 
 def test_one_half_chooses_and_the_other_reports():
