@@ -275,6 +275,8 @@ def test_an_advice_shows_a_line_for_each_engine_and_carries_its_numbers(tmp_path
     data = only(found.all("script", type="application/json"))
     assert json.loads(data.text) == advice and "</" not in data.text
     assert "1.44 to 1.58" in only(found.all("section", id="advice")).text and advice["verdict"] in found.text
+    others = only(found.all("section", id="drafters")).text
+    assert "drafter=[suffix,model]" in others and "1.52 to 1.68" in others
     assert not found.all("article")
 
 
