@@ -73,15 +73,14 @@ class Informed(Policy):
         self.seen, self.unseen = chances.seen.tolist(), chances.unseen.tolist()
 
     def plan(self) -> int:
-        self.made, self.chance, self.rate = 0, 1.0, self.rule.rate()
+        self.made, self.chance, self.rule.rate_now = 0, 1.0, self.rule.rate()
         return self.gamma if self.pays() else 0
 
     def pays(self) -> bool:
-        at, rule = self.place + self.made, self.rule
+        at = self.place + self.made
         if self.made >= self.gamma or at >= len(self.unseen):
             return False
-        extra = rule.extra_bases[self.made] + rule.extra_slopes[self.made] * rule.context
-        return self.chance * self.unseen[at] > self.rate * extra
+        return self.rule.is_worth(self.made, self.chance * self.unseen[at], self.unseen[at])
 
     def keep_drafting(self, signal: Signals) -> bool:
         self.chance *= self.seen[self.place + self.made]

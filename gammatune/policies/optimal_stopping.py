@@ -114,7 +114,14 @@ class OptimalStopping(Priced):
         if drafted >= self.gamma:
             return False
         self.known = self.recall() if self.memory else 0.0
-        chance, unseen = self.chance / (1.0 + exp(-self.b_a - self.known)), 1.0 / (1.0 + exp(-self.b_a))
+        following = self.chance / (1.0 + exp(-self.b_a - self.known))
+        return self.is_worth(drafted, following, 1.0 / (1.0 + exp(-self.b_a)))
+
+    def is_worth(self, drafted: int, chance: float, unseen: float) -> bool:
+        """Whether more than so many drafted tokens are worth their price at this round's rate.
+
+        chance: that all of them and the next one are accepted. unseen: that each one after it is, once those before it are.
+        """
         gain, so_far = 0.0, self.price(drafted, self.context)
         for longer in range(drafted, self.gamma):
             if chance <= self.rate_now * self.cheapest[longer]:  # what is missing cannot be made up any more

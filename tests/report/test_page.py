@@ -23,7 +23,8 @@ from gammatune.report.answers import pick_evenly
 from gammatune.runs.store import find_runs, read_run
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
-QWEN = REFERENCE / "qwen2.5-coder-0.5b-1.5b-demo-1ce7bfa5e1"
+QWEN = REFERENCE / "qwen2.5-coder-0.5b-1.5b-demo-3703d56818"
+SMOLLM2 = REFERENCE / "smollm2-draft-135m-demo-2828959329"
 NASTY = "</style></script><script>alert(1)</script><img src=x onerror=alert(2)> \"quoted\" 'so' &amp; \x1b[2J"
 VOID = {"meta", "input", "br", "img", "link"}
 
@@ -116,16 +117,18 @@ def nasty_run(tmp_path):
 
 def test_the_headline_is_the_runs(qwen):
     found = rows(only(qwen.all("section", id="headline")))
-    assert [row[0] for row in found[1:]] == ["autoregressive", "fixed 5", "GammaTune", "GammaTune+"]
-    assert found[4][1] == "1.42" and found[4][3:] == ["1.31 to 1.53", "3.15", "0.76", "5.1", "yes"]
-    assert "all 506 rounds of 3 drafting arms are identical" in only(qwen.all("ul", class_="notes")).text
+    assert [row[0] for row in found[1:]] == ["autoregressive", "fixed 5", "GammaTune", "GammaTune+", "optimal stopping"]
+    assert found[5][1] == "1.50" and found[5][3:] == ["1.41 to 1.58", "3.65", "0.74", "5.4", "yes"]
+    assert "all 936 rounds of 4 drafting arms are identical" in only(qwen.all("ul", class_="notes")).text
 
 
-def test_every_policy_is_ranked_with_the_times_of_the_run(qwen):
-    section = only(qwen.all("section", id="ranking"))
+@pytest.mark.parametrize(("run", "prices"), [(QWEN, "prices.json"), (SMOLLM2, "medians of this run's own rounds")])
+def test_every_policy_is_ranked_with_the_prices_or_the_times_of_the_run(run, prices, tmp_path):
+    written = parse(page.write_run_page(read_run(run), tmp_path / "report.html"))
+    section = only(written.all("section", id="ranking"))
     speeds = [float(row[1]) for row in rows(section) if row[0] != "policy"]
     assert len(speeds) > 30 and speeds == sorted(speeds, reverse=True)
-    assert "medians of this run's own rounds" in section.text and "Modelled" in section.text
+    assert prices in section.text and "Modelled" in section.text
 
 
 def test_each_token_has_its_kind_and_the_drafts_probability(qwen):
@@ -283,7 +286,7 @@ def test_an_advice_shows_a_line_for_each_engine_and_carries_its_numbers(tmp_path
 def test_an_advice_with_a_table_shows_answers(tmp_path):
     advice = json.loads(Path(__file__).with_name("advice.json").read_text())
     found = parse(page.write_advice_page(advice, QWEN / "acceptance.parquet", tmp_path / "advice.html"))
-    assert len(found.all("article")) == 14
+    assert len(found.all("article")) == 21
 
 
 def test_a_run_leaves_its_page(call_run, small, tmp_path):

@@ -359,7 +359,7 @@ def test_a_line_that_cannot_be_read_is_named(change):
         TurnLog.from_json(json.dumps(line), "run/turns.jsonl line 4")
 
 
-SHIPPED_RUNS = {"smollm2-draft-135m-demo-2828959329": 1, "qwen2.5-coder-0.5b-1.5b-demo-1ce7bfa5e1": 2}  # schema of the logs
+SHIPPED_RUNS = {"smollm2-draft-135m-demo-2828959329": 1, "qwen2.5-coder-0.5b-1.5b-demo-3703d56818": 2}  # schema of the logs
 
 
 @pytest.mark.parametrize("name", SHIPPED_RUNS)
