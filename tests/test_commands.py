@@ -102,6 +102,14 @@ def test_drafters_compares_tables_under_the_policies_that_are_named(folder, call
     assert code == 2 and "name the tables of two drafters or more" in err
 
 
+def test_a_table_whose_name_begins_like_a_setting_is_a_table(folder, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    turns = read_table(folder / "acceptance.parquet").turns
+    write_table(AcceptanceTable(turns, {"drafter": {"name": "own"}}), Path("policies"))
+    code, out, err = call("drafters", folder, "policies", "--cost-ratio", 9, "policy=[fixed]")
+    assert code == 0 and "own" in out, err
+
+
 def test_headline_of_an_imported_log_gives_bounds(imported, call):
     code, out, err = call("headline", imported, "--cost-ratio", 12, "--json")
     assert code == 0, err

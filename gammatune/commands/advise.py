@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ from gammatune.commands.options import (
     find_prices,
     find_table,
     given_prices,
+    key_of,
+    policy_words,
     ratio,
 )
 from gammatune.compose import compose_config
@@ -81,14 +82,6 @@ def print_advice(options: argparse.Namespace) -> int:
         print(f"\n{printable(str(subject.folder / TEXT_FILE))}, {printable(str(page))}")
     print(json.dumps(found))
     return 0
-
-
-def policy_words(settings: list[str]) -> list[str]:
-    return [word for word in settings if key_of(word).split(".")[0] == "policy"]
-
-
-def key_of(word: str) -> str:
-    return re.split("[=@]", word.lstrip("+~"), maxsplit=1)[0]
 
 
 def take_table(options: argparse.Namespace) -> Subject:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from gammatune.commands.options import add_prices, find_prices, find_table, prepare_csv
+from gammatune.commands.options import add_prices, find_prices, find_table, policy_words, prepare_csv
 from gammatune.compose import compose_config
 from gammatune.files import write_text
 from gammatune.replay.table import read_table
@@ -16,8 +16,8 @@ class SplitWords(argparse.Action):
     """Tables and key=value words in any order: policy=... is a setting, everything else a table."""
 
     def __call__(self, parser, namespace, words, option_string=None) -> None:
-        namespace.tables = [Path(word) for word in words if not word.startswith("policy")]
-        namespace.settings = [word for word in words if word.startswith("policy")]
+        namespace.settings = policy_words(words)
+        namespace.tables = [Path(word) for word in words if word not in namespace.settings]
 
 
 def add_command(commands) -> None:

@@ -72,13 +72,22 @@ def add_settings(parser: argparse.ArgumentParser, example: str = "model_pair=vic
 def refuse_unread(command: str, words: list[str]) -> None:
     """Raises UserError for a word that sets what the command does not read. A misspelt key is left to the config."""
     for word in words:
-        key = re.split("[=@]", word.lstrip("+~"), maxsplit=1)[0]
+        key = key_of(word)
         known = {part for reads in READS.values() for part in reads} | {"hydra"}
         read = any(f"{key}.".startswith(f"{part}.") for part in READS[command])
         if not read and re.split("[./]", key)[0] in known:
             raise UserError(
                 f"The command {command} does not read {clip(key)}; the settings that it takes: {', '.join(READS[command])}."
             )
+
+
+def policy_words(words: list[str]) -> list[str]:
+    """Those of key=value words that choose or set policies."""
+    return [word for word in words if key_of(word).split(".")[0] == "policy"]
+
+
+def key_of(word: str) -> str:
+    return re.split("[=@]", word.lstrip("+~"), maxsplit=1)[0]
 
 
 def add_table(parser: argparse.ArgumentParser) -> None:

@@ -120,7 +120,7 @@ def describe_forwards(drafter: Drafter) -> dict:
     by_proposer = [member.forwards_per_token for member in drafter.members]
     several = {"forwards_by_proposer": by_proposer} if len(by_proposer) > 1 else {}
     rereads = {"rereads": True} if drafter.rereads else {}
-    return {"forwards_per_token": max(by_proposer), **several, **rereads}
+    return {"forwards_per_token": drafter.forwards_per_token, **several, **rereads}
 
 
 @contextmanager

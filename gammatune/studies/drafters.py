@@ -16,6 +16,7 @@ from gammatune.replay.prices import PriceList
 from gammatune.replay.speeds import Bench, build_bench
 from gammatune.replay.table import AcceptanceTable
 from gammatune.studies.headline import OVERALL, find_replayable, order_tasks
+from gammatune.studies.study import agreement
 from gammatune.studies.sweep import compare
 from gammatune.studies.tuning import Tuned, tune_all
 from gammatune.traces import take_first
@@ -159,7 +160,7 @@ def describe_pairing(bench: Bench, drafter: str, tuned: Tuned, alone: Tuned) -> 
     return {
         "drafter": drafter,
         "policy": tuned.policy.name,
-        "settings": ", ".join(f"{name}={value}" for name, value in tuned.settings.items()),
+        "settings": tuned.words,
         "acceptance_rate": accepted / drafted if drafted else math.nan,
         "mean_accepted_tokens": emitted / rounds,
         "drafted_per_round": drafted / rounds,
@@ -180,10 +181,9 @@ def speeds_by_task(bench: Bench, drafter: str, tuned: Tuned, alone: Tuned) -> li
 
 
 def describe_drafter(bench: Bench, contender: Contender, table: AcceptanceTable, tuned: dict[str, Tuned]) -> dict:
-    matches = np.concatenate([turn.match for turn in table.turns])
     return {
         "drafter": contender.name,
         "ratio": float(contender.curve.ratio(table.mean_context)) if table.forwards_per_token else math.inf,
-        "agreement": float((matches == 1).mean()),
+        "agreement": agreement(table.turns),
         "oracle": compare(bench, tuned[ORACLE].default, tuned[ALONE].default).value,
     }

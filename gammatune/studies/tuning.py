@@ -22,6 +22,11 @@ class Tuned:
     speeds: np.ndarray  # tokens/s of each question with them [questions], both halves
     default: np.ndarray  # the same with the settings that it came with
 
+    @property
+    def words(self) -> str:
+        """The settings as tables hold them: "eta=0.2, delta=1"."""
+        return ", ".join(f"{field}={value}" for field, value in self.settings.items())
+
 
 def grid_of(policy: Policy) -> list[dict]:
     """All combinations of the settings that its class names as worth trying; none where it names none."""
@@ -86,7 +91,7 @@ def rank_tuned(bench: Bench, tuned: dict[str, Tuned]) -> pd.DataFrame:
     frame = pd.DataFrame(
         {
             "policy": name,
-            "settings": ", ".join(f"{field}={value}" for field, value in each.settings.items()),
+            "settings": each.words,
             "tunable": bool(each.policy.grid),
         }
         | ratio("default_over_autoregressive", (name, "default"), ("ar", "default"))

@@ -16,6 +16,7 @@ from gammatune.files import hold_folder, read_json, write_json, write_text
 from gammatune.models.draft_vocabulary import choose_ids
 from gammatune.models.feature_draft import FeatureDraft
 from gammatune.models.pair import Pair
+from gammatune.runs.earlier import flatten
 from gammatune.runs.provenance import describe_environment
 from gammatune.tasks.questions import QuestionSet
 from gammatune.training.answering import Answering
@@ -132,18 +133,10 @@ def claim(folder: Path, about: dict, what: str) -> None:
         return
     found = read_json(path, f"delete {folder} or choose another folder with {CHOICE}")
     found.pop("schema", None)
-    about = json.loads(json.dumps(about, default=str))
-    for key, mine, theirs in differences(about, found):
-        raise UserError(
-            f"{folder} holds the {what} of another training, whose {key} is {theirs} and not {mine}: give what it was begun "
-            f"with, or choose another folder with {CHOICE}."
-        )
-
-
-def differences(mine, theirs, key: str = "") -> Iterator[tuple[str, object, object]]:
-    """Where two JSON values differ: key, mine, theirs."""
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        for name in sorted(mine.keys() | theirs.keys()):
-            yield from differences(mine.get(name), theirs.get(name), f"{key}.{name}".lstrip("."))
-    elif mine != theirs:
-        yield key, mine, theirs
+    mine, theirs = flatten(json.loads(json.dumps(about, default=str))), flatten(found)
+    for key in sorted(mine.keys() | theirs.keys()):
+        if mine.get(key) != theirs.get(key):
+            raise UserError(
+                f"{folder} holds the {what} of another training, whose {key} is {theirs.get(key)} and not {mine.get(key)}: "
+                f"give what it was begun with, or choose another folder with {CHOICE}."
+            )

@@ -1,12 +1,11 @@
 """Prompts that a benchmark asks too: none of them may be trained on."""
 
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from gammatune.config import TasksConfig
-from gammatune.tasks.questions import SPECBENCH_ENV, Question, QuestionSet, cached_specbench, has_specbench, load_questions
+from gammatune.tasks.questions import Question, QuestionSet, has_specbench, load_questions
 
 WORDS = 13  # in a row that no prompt shares with a question
 
@@ -28,11 +27,9 @@ def find_questions(path: Path | None) -> QuestionSet | None:
 
     Raises UserError for one that is missing or malformed.
     """
-    if path is None and has_specbench():
-        path = Path(os.environ.get(SPECBENCH_ENV) or cached_specbench())
-    if path is None:
+    if path is None and not has_specbench():
         return None
-    return load_questions(TasksConfig(name="specbench", source="specbench", path=str(path), checksum=None))
+    return load_questions(TasksConfig(name="specbench", source="specbench", path=path and str(path), checksum=None))
 
 
 def split_words(text: str) -> list[str]:
